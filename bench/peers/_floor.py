@@ -1,4 +1,4 @@
-"""What both floors share: tokens framed before the first request comes, and the little they read of a request.
+"""What both floors share: tokens framed beforehand, and the little they read of a request.
 
 The frames are HTTP chunks that hold one SSE event each: no JSON and no header is touched while streaming.
 """

@@ -67,7 +67,7 @@ def tokens(prompt: str, mock: dict[str, Any]) -> AsyncGenerator[str | list[str],
 
 
 async def source(prompt: str, mock: dict[str, Any], items: list[T]) -> AsyncGenerator[T | list[T], None]:
-    """The same with ``items`` in place of the tokens; they stand there twice over, so a batch is one slice."""
+    """The same with ``items`` for tokens; they stand there twice over, so a batch is one slice."""
     limit: int | None = mock.get("tokens", 200)
     rate: float | None = mock.get("tokens_per_second", 50.0)
     batch = min(int(mock.get("batch") or 1), PERIOD)

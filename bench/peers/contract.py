@@ -1,42 +1,50 @@
 """What a peer is: a command that listens, the paths it answers, and why it may be missing.
 
-Rule 1: a peer is one small file in this folder with ``PEERS = (Peer(...), ...)`` and its handler. At import it
-        needs nothing but this module; its framework is imported inside the handler, in the private environment.
-Rule 2: a peer listens on ``BENCH_HOST`` (127.0.0.1), port ``ctx.port``, with ONE worker, without an access log.
-Rule 3: start it with ``Popen(peer.command(ctx), env={**os.environ, **ctx.env}, cwd=ctx.workdir)`` and make ``ctx``
-        with ``make_context()``: its ``env`` carries PYTHONPATH. ``command()`` may write a configuration file into
-        ``ctx.workdir``. A peer may be a small process tree (granian, nginx): count, and stop, the whole tree. It is
-        ready when its port accepts. SIGTERM ends it, but some wait for open streams: SIGKILL the tree after a while.
+Rule 1: a peer is one small file in this folder with ``PEERS = (Peer(...), ...)`` and its handler. At
+        import it needs nothing but this module; its framework is imported inside the handler, in the
+        private environment.
+Rule 2: a peer listens on ``BENCH_HOST`` (127.0.0.1), port ``ctx.port``, with ONE worker, without an access
+        log.
+Rule 3: start it with ``Popen(peer.command(ctx), env={**os.environ, **ctx.env}, cwd=ctx.workdir)`` and make
+        ``ctx`` with ``make_context()``: its ``env`` carries PYTHONPATH. ``command()`` may write a
+        configuration file into ``ctx.workdir``. A peer may be a small process tree (granian, nginx):
+        count, and stop, the whole tree. It is ready when its port accepts. SIGTERM ends it, but some wait
+        for open streams: SIGKILL the tree after a while. Its output goes to a file, not into a pipe that
+        nobody reads (LiteLLM logs each request).
 
 What every *server* and *floor* answers
     ``POST chat`` ``{"prompt": "...", "mock": {"tokens": N|null, "tokens_per_second": R|null, "batch": B,
     "suspend": bool, "first_token_seconds": S}}`` (``content-type: application/json``) with SSE:
     ``data: {"token": "..."}\\n\\n`` per token, then ``data: [DONE]\\n\\n``. ``tokens: null`` is endless,
-    ``tokens_per_second: null`` is as fast as it is pulled. Defaults: 200 tokens, 50/s, batch 1 (at most 1009).
-    Readers must accept any spacing inside the JSON, and comment lines (sse-starlette sends ``: ping`` every 15 s).
-    ``GET stats`` -> ``{"pulled": tokens, "opened": sources, "closed": sources}`` since the start.
+    ``tokens_per_second: null`` is as fast as it is pulled. Defaults: 200 tokens, 50/s, batch 1 (at most
+    1009). Readers must accept any spacing inside the JSON, and comment lines (sse-starlette sends ``:
+    ping`` every 15 s). ``GET stats`` -> ``{"pulled": tokens, "opened": sources, "closed": sources}`` since
+    the start.
 
 What the mock yields
     Token i (from 0) of every stream of every peer, whatever the prompt, is ``TOKENS[i % len(TOKENS)]`` of
-    ``_source.py`` (the same in ``_source.mjs`` and ``go/source.go``). Paced tokens follow an absolute schedule: batch
-    k is due at ``open + first_token_seconds + k * batch / tokens_per_second``; a late pull is answered at once.
-    ``suspend`` gives way to the event loop once per pull of an unpaced source.
+    ``_source.py`` (the same in ``_source.mjs`` and ``go/source.go``). Paced tokens follow an absolute
+    schedule: batch k is due at ``open + first_token_seconds + k * batch / tokens_per_second``; a late pull
+    is answered at once. ``suspend`` gives way to the event loop once per pull of an unpaced source.
 
-Events: with ``BENCH_EVENTS_FILE`` in ``ctx.env`` each source appends lines to that file (O_APPEND, one write each)::
+Events: with ``BENCH_EVENTS_FILE`` in ``ctx.env`` each source appends lines to that file (O_APPEND, one
+write each)::
 
     open <id> <monotonic_ns>
     close <id> <monotonic_ns> <tokens pulled>
 
-    The clock is CLOCK_MONOTONIC (``time.monotonic_ns()``) in all languages. The id is what follows the last ``#`` in
-    the prompt (``"hello #17"`` -> ``17``), else the peer's running number from 1. No datagrams: Node has none.
+    The clock is CLOCK_MONOTONIC (``time.monotonic_ns()``) in all languages. The id is what follows the
+    last ``#`` in the prompt (``"hello #17"`` -> ``17``), else the peer's running number from 1. No
+    datagrams: Node has none.
 
-rawstream gets the very same source, by ``--source bench.peers._source:for_rawstream`` (its own mock shares timers
-    between streams, which would be worth 2 µs per paced token and is no merit of the server). So events and tokens
-    are as above; its counters are those of ``/debug/streams``. ``rawstream-mock`` is the built-in mock.
+rawstream gets the very same source, by ``--source bench.peers._source:for_rawstream`` (its own mock shares
+    timers between streams, which would be worth 2 µs per paced token and is no merit of the server). So
+    events and tokens are as above; its counters are those of ``/debug/streams``. ``rawstream-mock`` is the
+    built-in mock.
 
 What every *gateway* answers
-    ``POST completions``, forwarded to ``ctx.upstream_url`` (scheme, host, port; a trailing ``/v1`` is allowed), path
-    ``/v1/chat/completions``. A gateway has no source, so no stats.
+    ``POST completions``, forwarded to ``ctx.upstream_url`` (scheme, host, port; a trailing ``/v1`` is
+    allowed), path ``/v1/chat/completions``. A gateway has no source, so no stats.
 """
 
 from __future__ import annotations
@@ -96,7 +104,7 @@ class Peer:
     """server | gateway | floor | rawstream (``rawstream-gateway`` too: it has a ``completions`` path)."""
     command: Callable[[PeerContext], list[str]]
     paths: Mapping[str, str]
-    """``{"chat": "/chat", "text": "/text", "stats": "/stats"}``, as far as it has them, or ``completions``."""
+    """``{"chat": "/chat", "stats": "/stats"}``, ``text`` where it has one; gateways ``completions``."""
     version: Callable[[PeerContext], str]
     missing: Callable[[PeerContext], str | None]
     """Why it cannot run here, or None."""
@@ -105,6 +113,9 @@ class Peer:
     notes: str = ""
     """How it is configured, and whose documentation it follows."""
 
+
+BACKLOG: Final = 2048
+"""Connections the kernel may hold, wherever a peer lets us say so (uvicorn's default)."""
 
 SERVER_PATHS: Final[Mapping[str, str]] = {"chat": "/chat", "stats": "/stats"}
 GATEWAY_PATHS: Final[Mapping[str, str]] = {"completions": "/v1/chat/completions"}
@@ -126,6 +137,8 @@ def make_context(
             "PYTHONPATH": str(ROOT),
             "NODE_PATH": str(ENV_DIR / "node_modules"),
             "NODE_ENV": "production",
+            # LiteLLM would fetch its table of prices at each start.
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             **(env or {}),
         },
     )

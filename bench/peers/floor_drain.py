@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from bench.peers.contract import SERVER_PATHS, Peer, PeerContext, never_missing, python_version
-
-BACKLOG = 2048
+from bench.peers.contract import BACKLOG, SERVER_PATHS, Peer, PeerContext, never_missing, python_version
 
 
 def _command(ctx: PeerContext) -> list[str]:

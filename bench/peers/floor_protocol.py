@@ -1,4 +1,4 @@
-"""The floor of the loop itself: a bare uvloop ``Protocol`` that writes pre-framed bytes and obeys its pauses."""
+"""The floor of the loop itself: a bare uvloop ``Protocol`` that writes pre-framed bytes, pauses obeyed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import asyncio
 import sys
 from typing import Any, cast
 
-from bench.peers.contract import SERVER_PATHS, Peer, PeerContext, never_missing, python_version
-
-BACKLOG = 2048
+from bench.peers.contract import BACKLOG, SERVER_PATHS, Peer, PeerContext, never_missing, python_version
 
 
 def _command(ctx: PeerContext) -> list[str]:
@@ -24,8 +22,9 @@ PEERS = (
         version=python_version,
         missing=never_missing,
         notes=(
-            "A Protocol on uvloop, default write marks: transport.write() per pull, a future to wait on while "
-            "paused. Pre-framed bytes, no request parsing. A client that leaves cancels the stream's task."
+            "A Protocol on uvloop, default write marks: transport.write() per pull, a future to wait on "
+            "while paused. Pre-framed bytes, no request parsing. A client that leaves cancels the stream's "
+            "task."
         ),
     ),
 )

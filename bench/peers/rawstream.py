@@ -68,8 +68,8 @@ PEERS = (
     _peer(
         "rawstream-mock",
         "/chat",
-        "rawstream serve with nothing to configure: its built-in mock source, which shares timers between streams "
-        "and does not catch up after a pause. Not comparable with the others: what the product does out of the box.",
+        "rawstream serve with nothing to configure: its built-in mock source, which shares timers between "
+        "streams and does not catch up after a pause. The product as it comes, not comparable.",
     ),
     Peer(
         name="rawstream-gateway",

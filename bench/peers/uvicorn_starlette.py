@@ -1,4 +1,4 @@
-"""uvicorn + Starlette's ``StreamingResponse``, on which most tutorials stand (FastAPI's is the same class)."""
+"""uvicorn + Starlette's ``StreamingResponse``, which most tutorials use (FastAPI's is the same class)."""
 
 # The framework is in the private environment only.
 # mypy: disable-error-code="import-not-found"
@@ -32,7 +32,10 @@ def _peer(http: str) -> Peer:
         paths=SERVER_PATHS,
         version=version,
         missing=missing,
-        notes=f"Starlette's documentation: StreamingResponse over a generator. uvicorn --http {http} --loop uvloop.",
+        notes=(
+            f"Starlette's documentation: StreamingResponse over a generator. uvicorn --http {http} --loop "
+            "uvloop."
+        ),
     )
 
 
