@@ -112,7 +112,7 @@ def _which(name: str) -> str | None:
 def _run(
     log: Log, argv: Sequence[str], what: str, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> str | None:
-    """Run it, saying so; the reason when it fails: its last line that speaks of an error, or its last line."""
+    """Run it, saying so; the reason when it fails (its last line that speaks of an error)."""
     log("$ " + " ".join(argv))
     done = subprocess.run(
         argv,

@@ -23,7 +23,7 @@ PEERS = (
         version=_version,
         missing=_missing,
         notes=(
-            f"sse-starlette's documentation: a generator of {'data': ...} dicts, default ping (a comment "
+            "sse-starlette's documentation: a generator of {'data': ...} dicts, default ping (a comment "
             "each 15 s); sep='\\n' for the same bytes as the others. A list of tokens is given as bytes, "
             "which it passes on. uvicorn --http httptools --loop uvloop."
         ),
