@@ -1,0 +1,95 @@
+"""Clients that read nothing: what the server, its kernel and its source do meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from bench.peers import Peer
+from bench.results import Measurement
+from bench.scenarios.base import PATIENT, Bench, Column, Goal, Scale, Scenario, chat_request
+from bench.trend import plateau, trend
+
+CLIENTS: Final = {"full": (250, 500), "short": (250, 500), "toy": (20,)}
+SECONDS: Final = {"full": 20.0, "short": 8.0, "toy": 2.5}
+KIB: Final = 1024
+
+
+class Stalled(Scenario):
+    name = "stalled"
+    title = "Stalled: clients that read nothing"
+    about = (
+        "Each client sends its request and never reads; its SO_RCVBUF is 4096, set before connect. The source is endless and unpaced, and "
+        "suspends once per token. Process memory is the growth over the server's level after warm-up, per client; “kernel” is what "
+        "waits in the send queues of the server's own kernel, per client; “ahead” are the tokens that were taken from the source, "
+        "per client, though nobody read one. rawstream's stall timeout is set to an hour here: what is measured is what it *holds*, not that "
+        "it cuts such clients after 30 s by default."
+    )
+    columns = (
+        Column("process_kib", "process per client", "KiB", "less", 1, ratio=True),
+        Column("kernel_kib", "kernel per client", "KiB", "less", 1, ratio=True),
+        Column("ahead", "tokens pulled ahead", "per client", "less", 0, ratio=True),
+        Column("total_mib", "all together", "MiB", "less", 0),
+    )
+    words = (("trend", "memory"),)
+    goals = (
+        Goal("500 clients", "process_kib", "<=", 16, "at most 16 KiB of process memory per stalled client"),
+        Goal("500 clients", "kernel_kib", "<=", 8, "at most 8 KiB in the kernel per stalled client"),
+    )
+    repeats = {"full": 2, "short": 1, "toy": 1}
+    series = (("total", "memory and kernel queues while clients read nothing", "MiB"),)
+    bars = ("process_kib", "kernel_kib", "ahead")
+    log_bars = True
+    wins = (
+        "A peer holds less process memory only where its per-connection objects are smaller (Go's goroutine stacks, the bare floors: no "
+        "HTTP state, no accounting); what it lets run into the kernel has to be added."
+    )
+
+    def parts(self, scale: Scale) -> Sequence[str]:
+        return tuple(f"{count} clients" for count in CLIENTS[scale])
+
+    def wants(self, peer: Peer, part: str) -> bool:
+        return super().wants(peer, part) or peer.name in ("rawstream-broken", "rawstream-drain")
+
+    def estimate(self, scale: Scale) -> float:
+        return SECONDS[scale] + 5
+
+    def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
+        count, seconds = int(part.split()[0]), SECONDS[bench.scale]
+        mock = {"tokens": None, "tokens_per_second": None, "batch": 1, "suspend": True}
+        with bench.server(peer, env=PATIENT) as server, bench.generator() as generator:
+            request = chat_request(peer.paths["chat"], mock)
+            pulled_before, base = server.pulled() or 0, server.resident()
+            sampler = server.sampler(every=seconds / 40, guard=bench.guard)
+            generator.group("stalled", count=count, mode="stalled", port=server.port, request=request, rcvbuf=4096, ramp_ms=500)
+            generator.run()
+            ends = time.monotonic() + seconds
+            while time.monotonic() < ends and not sampler.guarded:
+                time.sleep(0.1)
+            pulled = None if sampler.guarded else server.pulled()
+            samples = sampler.stop()
+            group = generator.stop()["groups"]["stalled"]
+        report_memory(found, samples.total, guarded_at=samples.guarded_at)
+        found.series |= {"total": samples.total, "resident": samples.resident, "queued": samples.queued}
+        found.values |= {
+            "process_kib": (plateau(samples.resident) - base) / count / KIB,
+            "kernel_kib": plateau(samples.queued) / count / KIB,
+            "kernel_held_kib": plateau(samples.held) / count / KIB,
+            "total_mib": plateau(samples.total) / KIB / KIB,
+        }
+        if pulled is not None:
+            found.values["ahead"] = (pulled - pulled_before) / count
+        if group["connected"] < count or group["failed"]:
+            found.failure = f"{count - group['connected']} of {count} clients could not connect ({group['first_wrong']})"
+        elif group["closed_by_server"] and samples.guarded_at is None:
+            found.marks.append(f"{group['closed_by_server']} clients were cut by the server ({group['first_wrong']})")
+
+
+def report_memory(found: Measurement, total: list[tuple[float, float]], *, guarded_at: float | None) -> None:
+    """Put the verdict of the rule, and the rate of growth, into what was found."""
+    seen = trend(total)
+    found.words["trend"] = "rising" if guarded_at is not None else seen.word
+    found.values["growth_mib_per_s"] = seen.per_second / 1024 / 1024
+    if guarded_at is not None:
+        found.marks.append(f"ended at the memory guard after {guarded_at:.0f} s")
