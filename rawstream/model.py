@@ -79,7 +79,9 @@ class Request(msgspec.Struct):
                     return content
                 if isinstance(content, list):
                     return "".join(
-                        str(part.get("text", "")) for part in content if isinstance(part, dict) and part.get("type") == "text"
+                        str(part.get("text", ""))
+                        for part in content
+                        if isinstance(part, dict) and part.get("type") == "text"
                     )
                 return ""
         return ""
@@ -172,8 +174,12 @@ class Response(Protocol):
         """Write ``last`` and the clean end of the body in one write, and flush, with a deadline."""
         ...
 
+    async def cut(self, last: bytes = b"") -> None:
+        """Write ``last``, flush with a deadline, then ``abort()``: the end of a failing stream."""
+        ...
+
     def abort(self) -> None:
-        """Cut the framing short: the client must see that the answer is not whole."""
+        """Cut the framing short at once: the client must see that the answer is not whole."""
         ...
 
 
