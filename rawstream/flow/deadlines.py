@@ -121,9 +121,7 @@ class DeadlineHeap:
 class Sweeper:
     """Runs one heap on one event loop, with one timer."""
 
-    _of_loop: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Sweeper]] = (
-        weakref.WeakKeyDictionary()
-    )
+    _of_loop: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Sweeper]] = weakref.WeakKeyDictionary()
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)

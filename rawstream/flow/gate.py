@@ -94,9 +94,7 @@ class Gate:
         if self.reason is not None:
             raise self.reason
         if self._waiter is not None:
-            raise ConcurrentWrite(
-                "write while another producer waits for this response: one producer per response"
-            )
+            raise ConcurrentWrite("write while another producer waits for this response: one producer per response")
 
     async def wait_open(self) -> None:
         """Wait while PAUSED; return at once while OPEN.

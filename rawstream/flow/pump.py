@@ -164,15 +164,16 @@ async def produce(
                 meter.waited(held_since)
             del step
             if item.__class__ is str or item.__class__ is Token:
-                batch: Sequence[TokenItem] = (cast(TokenItem, item),)
+                batch: Sequence[TokenItem] = (item,)
             else:
                 batch = cast(Sequence[TokenItem], item)
             del item
             if len(batch) <= _SLICE:
                 frame = dialect.encode(batch)
                 meter.tokens += count_tokens(batch) if batch and batch[0].__class__ is not str else len(batch)
-                frames.append(frame)
-                size += len(frame)
+                if frame:
+                    frames.append(frame)
+                    size += len(frame)
             else:
                 for at in range(0, len(batch), _SLICE):
                     if frames:
@@ -182,7 +183,7 @@ async def produce(
                     part = batch[at : at + _SLICE]
                     frames.append(dialect.encode(part))
                     meter.tokens += count_tokens(part)
-                size = len(frames[0])
+                size = len(frames[-1])
                 limit = 0
             del batch
             now = clock()
