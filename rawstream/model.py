@@ -8,7 +8,7 @@ Rule 3: a response gives permission (``wait_writable``) before anything is produ
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
@@ -99,7 +99,7 @@ class SourceStatistics(msgspec.Struct, frozen=True, gc=False):
 class TokenStream(Protocol):
     """One running generation: what an async generator is, and nothing more. It may offer ``statistics()`` too."""
 
-    def __aiter__(self) -> TokenStream: ...
+    def __aiter__(self) -> AsyncIterator[SourceItem]: ...
 
     async def __anext__(self) -> SourceItem:
         """The next item. Cancel-safe: cancelling it cancels the generation."""

@@ -15,7 +15,7 @@ from rawstream.sources.iterables import as_source
 def load_source(name: str) -> Source:
     """The source that ``module:function`` names. Modules in the current directory are found too.
 
-    Raises ``SettingsError``, which says what is missing; the traceback of a module that fails is in ``detail``.
+    Raises ``SettingsError``, which says what is missing; why a module fails is in ``detail``.
     """
     module_name, separator, path = name.partition(":")
     if not (separator and module_name and path):

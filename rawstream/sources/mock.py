@@ -96,9 +96,7 @@ class MockSource:
 
     def statistics(self) -> MockStatistics:
         """What was pulled and what runs, as of now."""
-        return MockStatistics(
-            self._tokens, self._opened, self._closed, self._opened - self._closed, self._peak
-        )
+        return MockStatistics(self._tokens, self._opened, self._closed, self._opened - self._closed, self._peak)
 
     async def _generate(
         self, chosen: MockOptions, at: int, left: int, last: str | None, fails: bool

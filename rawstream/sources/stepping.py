@@ -1,10 +1,10 @@
 """Stepping a blocking iterator in a thread of its own, one item per demand.
 
-Rule 1: one thread per stream, started with the first demand and ended with the stream. Whatever the user's code
-        makes (a file, a database cursor) is made, stepped and closed in that one thread.
+Rule 1: one thread per stream, started with the first demand and ended with the stream. Whatever the user's
+        code makes (a file, a database cursor) is made, stepped and closed in that one thread.
 Rule 2: the thread does nothing that was not asked for. An item is taken when it is demanded, never ahead.
-Rule 3: the loop never waits for a blocked thread. When a stream ends while the thread is inside the user's code,
-        the loop goes on at once, and the thread closes the iterator when that code returns.
+Rule 3: the loop never waits for a blocked thread. When a stream ends while the thread is inside the user's
+        code, the loop goes on at once, and the thread closes the iterator when that code returns.
 Rule 4: the threads are daemons, so that one that never returns cannot hold up the end of the process.
 """
 
@@ -14,20 +14,20 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 CLOSE_WAIT: Final = 1.0
-"""Seconds that closing waits for the user's ``close()``, so that a file is closed when the stream has ended."""
+"""Seconds that closing waits for the user's ``close()``: a file is closed once its stream has ended."""
+
+_Job: TypeAlias = tuple[asyncio.Future[Any], Callable[[], Any]]
 
 
 class Stepper:
-    """Runs one stream's blocking calls, one after another, in one thread. Made and used on the event loop."""
+    """Runs one stream's blocking calls, one by one, in one thread. Made and used on the event loop."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._jobs: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._busy = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._closers: list[Callable[[], Any]] = []
@@ -49,7 +49,7 @@ class Stepper:
         self._closers.append(closer)
 
     async def aclose(self) -> None:
-        """End the thread. Waits for the user's ``close()`` (``CLOSE_WAIT`` at most) unless the thread is blocked.
+        """End the thread. Waits for the user's ``close()``, ``CLOSE_WAIT`` at most, unless the thread is blocked.
 
         Raises what ``close()`` raised. Cancelling it is safe: the thread ends all the same. Idempotent.
         """
