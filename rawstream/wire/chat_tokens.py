@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from rawstream.model import Headers, TokenItem
-from rawstream.wire.json_text import join_quoted, quote
+from rawstream.wire.json_text import quote, quote_all
 from rawstream.wire.sse import DONE, EVENT_STREAM_HEADERS, HEARTBEAT
 
 _OPEN: Final = b'data: {"token": '
@@ -41,8 +41,8 @@ class ChatTokens:
         return b""
 
     def encode(self, items: Sequence[TokenItem]) -> bytes:
-        body = join_quoted(_BETWEEN, items)
-        return b"%b%b%b" % (_OPEN, body, _CLOSE) if body else b""
+        strings = quote_all(items)
+        return _OPEN + _BETWEEN.join(strings) + _CLOSE if strings else b""
 
     def error(self, message: str, code: str) -> bytes:
         return error_event(message, code)

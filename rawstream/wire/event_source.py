@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from rawstream.model import Headers, TokenItem
 from rawstream.wire.chat_tokens import error_event
-from rawstream.wire.json_text import quoted, texts
+from rawstream.wire.json_text import quote_all
 from rawstream.wire.sse import EVENT_STREAM_HEADERS, HEARTBEAT, encode_event
 
 
@@ -52,9 +52,9 @@ class EventSource:
         start = self._id
         number = self.sent
         frames = []
-        for text in texts(items):
+        for string in quote_all(items):
             number += 1
-            frames.append(b'%b%d\ndata: {"token": %b}\n\n' % (start, number, quoted(text)))
+            frames.append(b'%b%d\ndata: {"token": %b}\n\n' % (start, number, string))
         self.sent = number
         return self._open(b"".join(frames)) if frames else b""
 

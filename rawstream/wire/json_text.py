@@ -12,7 +12,7 @@ in their length, and emptied when full, which is cheaper than knowing which entr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -35,18 +35,18 @@ def quote(text: str) -> bytes:
         return _encode(utf8(text).decode())
 
 
-class _NotText(LookupError):
-    """The table was asked for something that is not a ``str``."""
+class NotText(LookupError):
+    """Among the strings was something else, a ``Token`` perhaps: take them one by one."""
 
 
-class _Table(dict[str | Token, bytes]):
+class _Table(dict[Any, bytes]):
     """text → JSON string. Looking something up that is not there makes it."""
 
     __slots__ = ()
 
-    def __missing__(self, item: str | Token) -> bytes:
+    def __missing__(self, item: object) -> bytes:
         if not isinstance(item, str):
-            raise _NotText
+            raise NotText
         form = quote(item)
         if len(item) <= MAX_LENGTH:
             if len(self) >= MAX_ENTRIES:
@@ -55,35 +55,47 @@ class _Table(dict[str | Token, bytes]):
         return form
 
 
-_table: Final = _Table()
-_any_quoted: Final[Callable[[Any], bytes]] = _table.__getitem__
-quoted: Final[Callable[[str], bytes]] = _table.__getitem__
+quoted: Final[Callable[[Any], bytes]] = _Table().__getitem__
 """``quoted(text)``: as ``quote``, through the table. A hit runs no Python code."""
 
 
-def texts(items: Sequence[TokenItem]) -> list[str]:
-    """The texts that a client of plain text sees: those of choice 0, without the empty ones.
-
-    Raises TypeError, naming what it got, for items that are neither ``str`` nor ``Token``.
-    """
-    found = []
-    for item in items:
-        if isinstance(item, Token):
-            if item.text and not item.index:
-                found.append(item.text)
-        elif not isinstance(item, str):
-            raise TypeError(f"a source yields str or Token, not {type(item).__name__}")
-        elif item:
-            found.append(item)
-    return found
+def quote_strings(items: Sequence[TokenItem]) -> list[bytes]:
+    """The JSON strings of ``items``, without the empty ones. Raises NotText when one is not a ``str``."""
+    return list(map(quoted, filter(None, items)))
 
 
-def join_quoted(separator: bytes, items: Sequence[TokenItem]) -> bytes:
-    """The JSON strings of ``texts(items)``, joined by ``separator``; b'' when there are none."""
+def quote_all(items: Sequence[TokenItem]) -> list[bytes]:
+    """The JSON strings of ``texts(items)``."""
     # A stream yields one kind or the other, so the first item tells; a mixture is found out by the table.
     if items and isinstance(items[0], str):
         try:
-            return separator.join(map(_any_quoted, filter(None, items)))
-        except _NotText:
+            return list(map(quoted, filter(None, items)))
+        except NotText:
             pass
-    return separator.join(map(quoted, texts(items)))
+    return list(map(quoted, texts(items)))
+
+
+def join_texts(items: Sequence[TokenItem]) -> str:
+    """``texts(items)`` as one."""
+    if items and isinstance(items[0], str):
+        try:
+            # join() is the quickest judge of whether they are all strings.
+            return "".join(cast("Sequence[str]", items))
+        except TypeError:
+            pass
+    return "".join(texts(items))
+
+
+def texts(items: Sequence[TokenItem]) -> list[str]:
+    """What a client of plain text sees: the texts of choice 0, without the empty ones. Raises as ``as_token``."""
+    tokens = map(as_token, items)
+    return [token.text for token in tokens if token.text and not token.index]
+
+
+def as_token(item: TokenItem) -> Token:
+    """Any item as a ``Token``. Raises TypeError, naming what it got, when a source yielded something else."""
+    if isinstance(item, Token):
+        return item
+    if isinstance(item, str):
+        return Token(item)
+    raise TypeError(f"a source yields str or Token, not {type(item).__name__}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from rawstream.model import Headers, TokenItem
-from rawstream.wire.json_text import texts
+from rawstream.wire.json_text import join_texts
 from rawstream.wire.sse import utf8
 
 PLAIN_TEXT_HEADERS: Final[Headers] = (
@@ -35,7 +35,7 @@ class PlainText:
         return b""
 
     def encode(self, items: Sequence[TokenItem]) -> bytes:
-        return utf8("".join(texts(items)))
+        return utf8(join_texts(items))
 
     def error(self, message: str, code: str) -> bytes:
         return b""

@@ -70,9 +70,7 @@ def utf8(text: str) -> bytes:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
-def encode_event(
-    data: str, *, event: str | None = None, id: str | None = None, retry: int | None = None
-) -> bytes:
+def encode_event(data: str, *, event: str | None = None, id: str | None = None, retry: int | None = None) -> bytes:
     """One event, whole, with its closing blank line.
 
     ``retry`` is in milliseconds. Line ends in ``data`` (CR, LF, CRLF) arrive as LF. Raises ValueError when
