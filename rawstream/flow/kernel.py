@@ -34,7 +34,8 @@ class SocketLike(Protocol):
 
 
 class OptionSocket(Protocol):
-    family: int
+    @property
+    def family(self) -> int: ...
 
     def setsockopt(self, level: int, optname: int, value: int, /) -> None: ...
 
