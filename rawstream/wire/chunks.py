@@ -45,11 +45,6 @@ class _Expect(enum.Enum):
     NOTHING = 5
 
 
-def frame_chunk(data: bytes) -> bytes:
-    """``data`` as one chunk; ``b""`` for no data (an empty chunk would end the body)."""
-    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-
-
 class ChunkDecoder:
     """Decodes one chunked body from the front of a buffer."""
 

@@ -3,8 +3,9 @@
 Rule 1: the guard reads the raw head; h11 is then told what decides about the connection's life (method, version,
         ``close``, whether a body follows) in a head of its own, and is the judge of order: who may send what, when
         a cycle is over, which framing an answer gets, and what must be sent to say so.
-Rule 2: a body's bytes do not pass through h11. Request bodies are decoded here (their end is reported to h11), and
-        chunks are framed here (0.1 µs instead of 2.4); a test compares them with h11's own bytes.
+Rule 2: what is big or frequent does not pass through h11. Request bodies are decoded here (their end is reported to
+        h11), header lines are made and checked here, and chunks are framed here (0.1 µs instead of 2.4); tests
+        compare all that is written with h11's own bytes.
 Rule 3: never ``Connection: close`` on a chunked or close-delimited stream: some clients would then take a cut stream
         for a whole one. There the closing of the socket says it.
 Rule 4: a fault is final. After a ProtocolViolation the codec takes no more input; one answer may still be sent,
@@ -28,9 +29,9 @@ import h11
 
 from rawstream.errors import ClientDisconnected, MisuseError, ProtocolViolation
 from rawstream.wire.chunks import END_OF_BODY, ChunkDecoder, EndOfBody
-from rawstream.wire.guard import TOKEN, HeadLimits, RequestHead, body_too_large, first_fault, read_head
+from rawstream.wire.guard import TOKEN, HeadLimits, RequestHead, first_fault, read_head
 
-__all__ = ["END_OF_BODY", "NEED_DATA", "EndOfBody", "Framing", "RequestHead", "ServerCodec", "body_too_large"]
+__all__ = ["END_OF_BODY", "NEED_DATA", "EndOfBody", "Framing", "RequestHead", "ServerCodec"]
 
 NEED_DATA: Final = None
 """What ``next_head`` and ``next_body`` return when more bytes must be received first."""
@@ -181,7 +182,7 @@ class ServerCodec:
 
     def continue_100(self) -> bytes:
         """The ``100 Continue`` that the client waits for (RFC 9110 §10.1.1); ``b""`` when it waits for none."""
-        if not self._expects_continue or self._h11.our_state is not h11.SEND_RESPONSE:
+        if not self._expects_continue or self._body is None or self._h11.our_state is not h11.SEND_RESPONSE:
             return b""
         self._expects_continue = False
         return self._send(_CONTINUE)
@@ -259,6 +260,7 @@ class ServerCodec:
         if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
             return False
         connection.start_next_cycle()
+        self._method = ""
         return True
 
     # --- what both need -----------------------------------------------------------------------------------------
