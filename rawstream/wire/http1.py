@@ -107,8 +107,8 @@ class ServerCodec:
 
     @property
     def body_complete(self) -> bool:
-        """The whole body of the present request has been read (also true when there is none)."""
-        return self._body is None
+        """No more bytes of the present request are on their way. False after a fault: then nobody can tell."""
+        return self._body is None and self._broken is None
 
     def next_head(self) -> RequestHead | None:
         """The next request's head; None when more bytes are needed, or at the peer's end between two requests.
@@ -192,7 +192,7 @@ class ServerCodec:
 
         A ``content-length`` among ``headers`` delimits the body by length; without one it is chunked on HTTP/1.1 and
         delimited by closing on HTTP/1.0. ``connection: close`` among them closes the connection after the answer.
-        An answer that begins before the request's body has been read closes it too. ``head_only``: the caller knows
+        An answer that begins before the request has been read to its end closes it too. ``head_only``: the caller knows
         that the request is HEAD, so no body follows (none ever does for HEAD, 204 and 304).
 
         Raises ValueError, naming the header, for one that cannot be sent as it is; MisuseError when it is not the
@@ -200,7 +200,7 @@ class ServerCodec:
         """
         lines: list[bytes] = []
         length: str | None = None
-        if self._body is not None or self._broken is not None:
+        if self._body is not None or self._broken is not None or not self._method:
             self._keep_alive = False
         for name, value in headers:
             field = _field(name, value)

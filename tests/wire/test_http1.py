@@ -243,6 +243,7 @@ def test_a_bad_input_gets_its_answer_and_the_connection_closes(
             break
     assert status in statuses
     assert made.buffered == 0
+    assert not made.body_complete
     for again in (made.next_head, made.next_body):
         with pytest.raises(ProtocolViolation):
             again()
@@ -380,6 +381,15 @@ def test_an_answer_before_the_body_closes_the_connection() -> None:
     made = codec(EXPECT)
     made.next_head()
     assert ("connection", "close") in fields(made.response_head(401, [("content-length", "0")]))
+    made.end()
+    assert not made.next_cycle()
+
+
+def test_an_answer_to_no_request_closes_the_connection() -> None:
+    """A head that does not arrive in time is answered too."""
+    made = codec(GET[:-1])
+    assert made.next_head() is None
+    assert ("connection", "close") in fields(made.response_head(408, [("content-length", "0")]))
     made.end()
     assert not made.next_cycle()
 
