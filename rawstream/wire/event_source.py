@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from rawstream.model import Headers, TokenItem
 from rawstream.wire.chat_tokens import error_event
 from rawstream.wire.json_text import quote_all
-from rawstream.wire.sse import EVENT_STREAM_HEADERS, HEARTBEAT, encode_event
+from rawstream.wire.sse import EVENT_STREAM_HEADERS, HEARTBEAT, encode_event, utf8
 
 
 class EventSource:
@@ -40,7 +40,7 @@ class EventSource:
         if retry_ms < 0:
             raise ValueError(f"retry_ms must be 0 or more milliseconds, not {retry_ms}")
         self._end = encode_event("[DONE]", id=f"{stream_id}.end")
-        self._id = f"id: {stream_id}.".encode()
+        self._id = utf8(f"id: {stream_id}.")
         self._opening = b"retry: %d\n" % retry_ms
         self.sent = 0
         """Tokens sent so far: the number in the last id."""

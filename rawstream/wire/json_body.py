@@ -167,8 +167,9 @@ def from_query(query: str) -> Request:
     for one (``temperature=0.5``), anything else for text. Of a repeated field the last one counts.
     """
     try:
+        query.encode()
         pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS)
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise BadRequest("the query is not valid UTF-8") from None
     except ValueError:
         raise BadRequest(f"the query has more than {MAX_QUERY_FIELDS} fields") from None
@@ -180,11 +181,13 @@ def _from_text(name: str, text: str) -> Any:
         return text
     if name == "mock":
         return decode_object(text.encode(), "mock")
-    if name == "messages" or text.startswith(("{", "[")):
+    first = text.lstrip()[:1]
+    if name == "messages" or first in ("{", "["):
         return _decode_value(text.encode(), name)
     if name == "max_tokens" and not (text.isdecimal() and text.isascii() and len(text) <= _MAX_DIGITS):
         raise BadRequest(f"max_tokens must be a whole number, not {text[:40]!r}")
-    if text.startswith('"'):
+    if first == '"':
+        # Quotes are part of a text: nobody writes JSON strings into a query.
         return text
     try:
         return _decode(text)

@@ -35,7 +35,7 @@ _LESSONS: Final = 4
 
 class _Identity(msgspec.Struct):
     id: str | None = None
-    created: int | None = None
+    created: int | float | None = None
     model: str | None = None
 
 
@@ -51,8 +51,8 @@ class OpenAIChat:
     """
 
     __slots__ = (
-        "_choices", "_close", "_end", "_lessons", "_open", "_relaying", "_start", "_usage", "_usage_sent",
-        "completion_tokens", "include_usage", "prompt_tokens",
+        "_choices", "_close", "_created", "_end", "_lessons", "_model", "_open", "_relaying", "_start",
+        "_usage", "_usage_sent", "completion_tokens", "include_usage", "prompt_tokens",
     )  # fmt: skip
 
     name: str = "openai"
@@ -184,9 +184,10 @@ class OpenAIChat:
             return
         if said.id:
             self._lessons = 0
-            self._identify(said.id, said.created or 0, said.model or "")
+            self._identify(said.id, int(said.created or self._created), said.model or self._model)
 
     def _identify(self, id: str, created: int, model: str) -> None:
+        self._created, self._model = created, model
         self._start = b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,' % (
             quote(id), created, quote(model),
         )  # fmt: skip

@@ -41,7 +41,8 @@ _MAX_RETRY_DIGITS: Final = 15
 
 
 class EventTooLong(ValueError):
-    """One event, or one line, is longer than the parser's ``max_event``. The parser is done for."""
+    """One event, or one line, is longer than the parser's ``max_event``. The parser is done for, and so are events
+    that the same feed may have finished before it."""
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -230,7 +231,8 @@ class Parser:
         return events
 
     def _line(self, line: bytes) -> None:
-        if len(line) > self.max_event + _FIELD:
+        # Every line counts while it lasts, as it does in _keep: else the verdict would depend on the splits.
+        if len(self._data) + len(line) > self.max_event + _FIELD:
             raise self._too_long()
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
