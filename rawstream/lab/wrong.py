@@ -27,8 +27,6 @@ from rawstream.server.app import App
 from rawstream.server.endpoints.chat import ChatEndpoints
 from rawstream.server.exchange import Exchange
 from rawstream.server.streams import Discipline, Stream
-from rawstream.wire.chat_tokens import ChatTokens
-from rawstream.wire.json_body import decode_chat
 
 _UNBOUNDED: Final = 1 << 62
 _DEFAULT_HIGH: Final = 64 * 1024
@@ -62,8 +60,7 @@ class WrongDisciplines:
 
     async def _stream(self, exchange: Exchange, discipline: Discipline) -> None:
         assert self._chat is not None
-        request = decode_chat(exchange.content)
-        await self._chat.stream(exchange, request, lambda _: ChatTokens(), discipline=discipline, lab=True)
+        await self._chat.chat(exchange, discipline)
 
     def held(self) -> int:
         """Bytes that the lab's streams hold now."""

@@ -25,7 +25,7 @@ from rawstream.server.endpoints.operations import OperationsEndpoints
 from rawstream.server.exchange import Exchange, error_answer
 from rawstream.server.listener import Listener, listen
 from rawstream.server.logs import StreamLog
-from rawstream.server.router import Router, dispatch
+from rawstream.server.router import Router, prepare
 from rawstream.server.streams import Stream, Streams
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
@@ -112,7 +112,9 @@ class App:
             exchange.close_after = True
         try:
             try:
-                await dispatch(self.router, exchange)
+                handler = await prepare(self.router, exchange)
+                if handler is not None:
+                    await handler(exchange)
             except RawstreamError as error:
                 if connection.gate.reason is not None or exchange.started:
                     exchange.abort()
@@ -123,7 +125,7 @@ class App:
         except RawstreamError:
             return False  # the client left while it was being refused
         except Exception:
-            log.exception("a handler failed at %s", exchange.head.path)
+            log.exception("a handler failed at %s", exchange.path)
             if exchange.started or connection.gate.reason is not None:
                 exchange.abort()
                 return False

@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import monotonic
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from rawstream.errors import ClientDisconnected, ClientMisbehaved, ClientStalled, ProtocolViolation, RawstreamError
 from rawstream.flow import kernel
@@ -42,7 +42,7 @@ class Host(Protocol):
 
     def connection_closed(self, connection: Connection) -> None: ...
 
-    async def answer(self, connection: Connection, head: RequestHead) -> bool:
+    def answer(self, connection: Connection, head: RequestHead) -> Coroutine[Any, Any, bool]:
         """Answer one request. True when the connection may serve another one."""
         ...
 
@@ -146,6 +146,21 @@ class Connection(asyncio.Protocol):
             self.leave_on_half_close()
         return True  # the write side stays open: a request may be complete, and its answer owed
 
+    def stream_begins(self, interrupt: Callable[[RawstreamError], object]) -> None:
+        """From now on the loss of the connection, a FIN or surplus bytes end the stream, through ``interrupt``."""
+        self.interrupt = interrupt
+        self.streaming = True
+        if self.gate.reason is not None:
+            interrupt(self.gate.reason)
+        else:
+            self.leave_on_half_close()
+
+    def stream_ends(self) -> None:
+        """The stream is over; the connection waits for nothing. Idempotent."""
+        self.streaming = False
+        self.interrupt = None
+        self.clear_deadline()
+
     def leave_on_half_close(self) -> None:
         """A FIN seen while (or before) a stream runs: the client has gone, unless the settings say it still reads."""
         if self._eof and self.host.settings.half_close == "leave":
@@ -167,9 +182,9 @@ class Connection(asyncio.Protocol):
             self._close_waiter.set_result(None)
         self.host.connection_closed(self)
 
-    async def _drain_helper(self) -> None:
+    def _drain_helper(self) -> Coroutine[Any, Any, None]:
         """What ``StreamWriter.drain()`` waits for."""
-        await self.gate.wait_open()
+        return self.gate.wait_open()
 
     def _get_close_waiter(self, stream: asyncio.StreamWriter) -> asyncio.Future[None]:
         """What ``StreamWriter.wait_closed()`` waits for."""
@@ -244,7 +259,10 @@ class Connection(asyncio.Protocol):
 
     async def _serve(self) -> None:
         try:
-            while await self._serve_one():
+            while True:
+                answering = await self._next_answer()
+                if answering is None or not await answering:
+                    break
                 self._served += 1
         except _Quiet:
             pass
@@ -258,17 +276,16 @@ class Connection(asyncio.Protocol):
         finally:
             await self._close()
 
-    async def _serve_one(self) -> bool:
-        head = await self._read_head()
-        if head is None:
-            return False
-        return await self.host.answer(self, head)
-
     async def read_some(self) -> bytes:
         """Bytes from the client; b'' at the end. Raises what a deadline set."""
         data = await self.reader.read(_READ)
         self._unread -= len(data)
         return data
+
+    async def _next_answer(self) -> Coroutine[Any, Any, bool] | None:
+        """The next request, already on its way to be answered (its head belongs to the answer, not to this task)."""
+        head = await self._read_head()
+        return None if head is None else self.host.answer(self, head)
 
     async def _read_head(self) -> RequestHead | None:
         codec = self.codec

@@ -9,9 +9,10 @@ Rule 3: ``Connection: close`` is never sent with a chunked body: some clients th
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from time import monotonic, time
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -55,12 +56,18 @@ def request_id(head: RequestHead) -> str:
     return secrets.token_hex(8)
 
 
-def error_json(error: RawstreamError) -> bytes:
+Refusal = Callable[[RawstreamError], tuple[list[tuple[str, str]], bytes]]
+"""Headers and body that tell an error to the clients of one path."""
+
+
+def plain_refusal(error: RawstreamError) -> tuple[list[tuple[str, str]], bytes]:
     """``{"error": message, "code": code}``: what every endpoint but OpenAI's answers with."""
-    return msgspec.json.encode({"error": str(error), "code": error.code})
+    body = msgspec.json.encode({"error": str(error), "code": error.code})
+    return error_headers(error), body
 
 
 def error_headers(error: RawstreamError) -> list[tuple[str, str]]:
+    """``content-type``, and ``retry-after`` in whole seconds where it makes sense."""
     headers = [("content-type", "application/json")]
     if error.retry_after is not None:
         headers.append(("retry-after", str(max(1, round(error.retry_after)))))
@@ -69,8 +76,8 @@ def error_headers(error: RawstreamError) -> list[tuple[str, str]]:
 
 def error_answer(codec: ServerCodec, error: ProtocolViolation) -> bytes:
     """The whole answer to bytes that never became a request; the connection closes after it."""
-    body = error_json(error)
-    headers = [("date", http_date()), *error_headers(error), ("content-length", str(len(body)))]
+    refused, body = plain_refusal(error)
+    headers = [("date", http_date()), *refused, ("content-length", str(len(body)))]
     return codec.response_head(error.status, headers) + codec.end(body)
 
 
@@ -87,6 +94,8 @@ class Exchange:
         "head",
         "id",
         "params",
+        "path",
+        "refusal",
         "started",
         "stream_id",
     )
@@ -94,7 +103,10 @@ class Exchange:
     def __init__(self, connection: Connection, head: RequestHead) -> None:
         self._connection = connection
         self.head = head
-        self.params: dict[str, str] = {}
+        self.path = head.path
+        """The path as the routes spell it, once known."""
+        self.refusal: Refusal = plain_refusal
+        self.params: dict[str, str] | None = None
         """The ``{name}`` segments of the path."""
         self.content = b""
         """The request body, once read."""
@@ -107,6 +119,10 @@ class Exchange:
         self.close_after = False
         self._head_bytes = b""
         self._high = connection.host.settings.write_high
+
+    def param(self, name: str) -> str:
+        """A ``{name}`` segment of the path."""
+        return "" if self.params is None else self.params.get(name, "")
 
     @property
     def connection(self) -> Connection:
@@ -159,13 +175,18 @@ class Exchange:
             return 0
         return max(1, self._high - connection.transport.get_write_buffer_size())
 
-    async def wait_writable(self) -> None:
+    def wait_writable(self) -> Coroutine[Any, Any, None]:
         """Wait for permission. Cancel-safe. Raises why the connection was lost."""
-        if self._connection.gate.state is not _OPEN:
-            await self._connection.writer.drain()
+        return self._connection.writer.drain()
 
-    async def drain(self) -> None:
-        await self._connection.writer.drain()
+    def drain(self) -> Coroutine[Any, Any, None]:
+        return self._connection.writer.drain()
+
+    def forget_request(self) -> None:
+        """A stream begins: what its request said is not needed any more, and may be large."""
+        self.head = self.head.without_fields()
+        self.params = None
+        self.content = b""
 
     def write_nowait(self, data: bytes) -> None:
         connection = self._connection
@@ -219,12 +240,12 @@ class Exchange:
     async def respond_json(self, body: bytes, status: int = 200) -> None:
         await self.respond(status, [("content-type", "application/json"), ("cache-control", "no-store")], body)
 
-    async def refuse(self, error: RawstreamError, body: bytes | None = None, headers: Headers = ()) -> None:
+    async def refuse(self, error: RawstreamError, headers: Headers = ()) -> None:
         """Answer with an error, when nothing has been answered yet. Closes after what was not HTTP."""
         if isinstance(error, ProtocolViolation):
             self.close_after = True
-        content = error_json(error) if body is None else body
-        await self.respond(error.status, [*error_headers(error), *headers], content)
+        told, body = self.refusal(error)
+        await self.respond(error.status, [*told, *headers], body)
 
     def complete(self) -> bool:
         """After the answer. True when the connection can serve another request."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from rawstream.errors import BadRequest
-from rawstream.server.exchange import Exchange
+from rawstream.server.exchange import Exchange, Refusal, plain_refusal
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -21,11 +21,14 @@ KNOWN_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH
 class Route:
     """The handlers of one path, by method."""
 
-    __slots__ = ("handlers", "json")
+    __slots__ = ("handlers", "json", "path", "refusal")
 
-    def __init__(self) -> None:
+    def __init__(self, path: str) -> None:
+        self.path = path
         self.handlers: dict[str, Handler] = {}
         self.json: set[str] = set()
+        self.refusal: Refusal = plain_refusal
+        """How an error is told to this path's clients."""
 
     @property
     def allow(self) -> str:
@@ -45,17 +48,20 @@ class Router:
         self._exact: dict[str, Route] = {}
         self._patterns: list[tuple[re.Pattern[str], str, Route]] = []
 
-    def add(self, method: str, path: str, handler: Handler, *, json: bool = False) -> None:
+    def add(
+        self, method: str, path: str, handler: Handler, *, json: bool = False, refusal: Refusal = plain_refusal
+    ) -> None:
         """``json``: the method takes a JSON body, and no other."""
         route = self._exact.get(path)
         if "{" in path:
             route = next((known for _, text, known in self._patterns if text == path), None)
             if route is None:
-                route = Route()
+                route = Route(path)
                 pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]{1,256})", path)
                 self._patterns.append((re.compile(pattern), path, route))
         elif route is None:
-            route = self._exact[path] = Route()
+            route = self._exact[path] = Route(path)
+        route.refusal = refusal
         route.handlers[method] = handler
         if json:
             route.json.add(method)
@@ -72,33 +78,38 @@ class Router:
         return None
 
 
-async def dispatch(router: Router, exchange: Exchange) -> None:
-    """Answer ``exchange`` by the routes. Raises what its handler raises."""
+async def prepare(router: Router, exchange: Exchange) -> Handler | None:
+    """Find the handler, and read the body that it wants; None: it is answered already.
+
+    Raises BadRequest (404, 405, 415, 501) and what reading the body raises.
+    """
     head = exchange.head
     method = head.method
     if head.path == "*":
         await exchange.respond(204, [("allow", "GET, HEAD, OPTIONS, POST")])
-        return
+        return None
     if method not in KNOWN_METHODS:
         raise BadRequest(f"the method {method[:32]} is not implemented", status=501, code="not_implemented")
     found = router.find(head.path)
     if found is None:
         raise BadRequest("there is nothing at this path", status=404, code="not_found")
     route, exchange.params = found
+    exchange.path = route.path
+    exchange.refusal = route.refusal
     handler = route.handlers.get("GET" if method == "HEAD" else method)
     if handler is None:
         if method == "OPTIONS":
             await exchange.respond(204, [("allow", route.allow)])
-            return
+            return None
         error = BadRequest(f"{method} is not possible here; use {route.allow}", status=405, code="method_not_allowed")
         await exchange.refuse(error, headers=[("allow", route.allow)])
-        return
+        return None
     if method in route.json:
         check_json(exchange)
         exchange.content = await exchange.body()
     elif head.has_body:
         await exchange.body()  # nobody wants it, but it must be out of the way before a stream begins
-    await handler(exchange)
+    return handler
 
 
 def check_json(exchange: Exchange) -> None:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from rawstream.errors import (
     ClientError,
@@ -30,7 +29,7 @@ from rawstream.flow.kernel import tcp_info
 from rawstream.flow.pump import Delivery, Meter, produce
 from rawstream.flow.watch import Finding, StreamWatch
 from rawstream.limits.admission import Admission
-from rawstream.model import Dialect, MeasuredTokenStream, Observer, Outcome, StreamRecord, TokenStream
+from rawstream.model import Dialect, MeasuredTokenStream, Observer, Outcome, Request, Source, StreamRecord, TokenStream
 from rawstream.server.exchange import Exchange
 from rawstream.settings import Settings
 
@@ -53,7 +52,7 @@ _ENDED_BY: Final = {
 
 
 class Discipline(Protocol):
-    """How frames reach the client. The right one is ``with_backpressure``; the lab has the wrong ones."""
+    """How frames reach the client, where it is not the right way: the lab's."""
 
     async def __call__(self, stream: Stream, tokens: TokenStream, dialect: Dialect) -> None: ...
 
@@ -78,21 +77,14 @@ class Stream:
     )
 
     def __init__(
-        self,
-        stream_id: str,
-        exchange: Exchange,
-        dialect_name: str,
-        delivery: Delivery,
-        settings: Settings,
-        *,
-        lab: bool,
+        self, exchange: Exchange, dialect_name: str, delivery: Delivery, settings: Settings, *, lab: bool
     ) -> None:
-        self.id = stream_id
+        self.id = exchange.stream_id or ""
         """The secret id: who has it may stop the stream."""
         self.public_id = secrets.token_hex(4)
         """What ``/debug`` shows."""
         self.exchange = exchange
-        self.path = exchange.head.path
+        self.path = exchange.path
         self.dialect_name = dialect_name
         self.delivery = delivery
         self.meter: Meter = delivery.meter
@@ -200,14 +192,6 @@ class Stream:
         }
 
 
-async def with_backpressure(stream: Stream, tokens: TokenStream, dialect: Dialect) -> None:
-    """Permission before production, all the way to the end."""
-    settings = stream.settings
-    delivery = stream.delivery
-    last = await produce(tokens, dialect, delivery, stream.meter, write_size=settings.write_size, hold=settings.hold)
-    await delivery.finish(last)
-
-
 class Totals:
     """Counts over all streams that have ended."""
 
@@ -259,85 +243,94 @@ class Streams:
     async def run(
         self,
         exchange: Exchange,
-        tokens_of: Callable[[str], TokenStream],
+        request: Request,
+        source: Source,
+        dialect_of: Callable[[str], Dialect],
+        discipline: Discipline | None = None,
+    ) -> None:
+        """Answer ``exchange`` with a stream of ``source``'s tokens. ``dialect_of`` gets the new stream's id.
+
+        ``discipline``: one of the lab's wrong ones. Raises nothing that the client or the source did once the stream
+        is admitted; errors before that (``LimitReached``, ``BadRequest``) are raised for the caller to answer.
+        """
+        if exchange.head.method == "HEAD":
+            exchange.start(200, dialect_of("0").headers)
+            await exchange.finish()
+            return
+        stream, tokens, dialect = self._open(exchange, request, source, dialect_of, lab=discipline is not None)
+        del request, source, dialect_of
+        connection = exchange.connection
+        error: RawstreamError | None = None
+        aborted = True
+        try:
+            connection.stream_begins(stream.interruption.interrupt)
+            connection.set_deadline(stream.watch.next_look(stream.meter.started_at), stream.look)
+            try:
+                async with stream.interruption:
+                    try:
+                        if discipline is not None:
+                            await discipline(stream, tokens, dialect)
+                        else:
+                            settings = self.settings
+                            last = await produce(
+                                tokens,
+                                dialect,
+                                stream.delivery,
+                                stream.meter,
+                                write_size=settings.write_size,
+                                hold=settings.hold,
+                            )
+                            await stream.delivery.finish(last)
+                    finally:
+                        await _close(tokens)
+            except RawstreamError as reason:
+                error = reason
+            except Exception as failure:
+                error = SourceFailed(f"the source failed: {type(failure).__name__}", detail=repr(failure))
+            connection.stream_ends()
+            if error is not None:
+                await self._tell(stream, dialect, error)
+            aborted = False
+        finally:
+            connection.stream_ends()
+            del self._live[stream.id]
+            self.admission.leave()
+            if aborted:
+                error = ServerShutdown("the server was aborted")
+            self._record(stream, error)
+
+    def _open(
+        self,
+        exchange: Exchange,
+        request: Request,
+        source: Source,
         dialect_of: Callable[[str], Dialect],
         *,
-        discipline: Discipline = with_backpressure,
-        lab: bool = False,
-        refuse: Callable[[Exchange, RawstreamError], Awaitable[None]] | None = None,
-    ) -> None:
-        """Answer ``exchange`` with a stream. ``tokens_of`` and ``dialect_of`` are called with the new stream's id.
-
-        Raises nothing that the client or the source did; errors before admission (``LimitReached``, ``BadRequest``)
-        are raised for the caller to answer.
-        """
+        lab: bool,
+    ) -> tuple[Stream, TokenStream, Dialect]:
         if self._stopping is not None:
             raise self._stopping
-        stream_id = secrets.token_hex(16)
         self.admission.enter()
         try:
-            tokens = tokens_of(stream_id)
-            dialect = dialect_of(stream_id)
+            request.id = exchange.stream_id = secrets.token_hex(16)
+            tokens = source.tokens(request)
+            dialect = dialect_of(request.id)
         except BaseException:
+            exchange.stream_id = None
             self.admission.leave()
             raise
-        exchange.stream_id = stream_id
-        now = monotonic()
-        delivery = Delivery(exchange, dialect, Meter(now), dialect.headers, self.pausing)
-        stream = Stream(stream_id, exchange, dialect.name, delivery, self.settings, lab=lab)
+        delivery = Delivery(exchange, dialect, Meter(monotonic()), dialect.headers, self.pausing)
+        stream = Stream(exchange, dialect.name, delivery, self.settings, lab=lab)
         stream.tokens = tokens
-        request_id = exchange.id
-        self._live[stream_id] = stream
+        exchange.forget_request()
+        self._live[stream.id] = stream
         for observer in self.observers:
             observer.stream_started(stream.public_id, stream.path, stream.dialect_name)
-        error: RawstreamError | None = ServerShutdown("the server was aborted")
-        try:
-            error = await self._run(stream, tokens, dialect, discipline)
-            await self._tell(stream, dialect, error, refuse)
-        finally:
-            del self._live[stream_id]
-            self.admission.leave()
-            self._record(stream, request_id, error)
+        return stream, tokens, dialect
 
-    async def _run(
-        self, stream: Stream, tokens: TokenStream, dialect: Dialect, discipline: Discipline
-    ) -> RawstreamError | None:
-        """Run to the end; return the error that ended it, None when it is complete."""
-        connection = stream.exchange.connection
-        connection.interrupt = stream.interruption.interrupt
-        connection.streaming = True
-        if connection.gate.reason is not None:
-            stream.interruption.interrupt(connection.gate.reason)
-        else:
-            connection.leave_on_half_close()
-        connection.set_deadline(stream.watch.next_look(stream.meter.started_at), stream.look)
-        try:
-            async with stream.interruption:
-                async with aclosing(_Closing(tokens)):
-                    await discipline(stream, tokens, dialect)
-        except RawstreamError as error:
-            return error
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            return SourceFailed(f"the source failed: {type(error).__name__}", detail=repr(error))
-        finally:
-            connection.streaming = False
-            connection.interrupt = None
-            connection.clear_deadline()
-        return None
-
-    async def _tell(
-        self,
-        stream: Stream,
-        dialect: Dialect,
-        error: RawstreamError | None,
-        refuse: Callable[[Exchange, RawstreamError], Awaitable[None]] | None,
-    ) -> None:
+    async def _tell(self, stream: Stream, dialect: Dialect, error: RawstreamError) -> None:
         """Tell the client how its stream ended, in the way that is still open."""
         exchange = stream.exchange
-        if error is None:
-            return
         if isinstance(error, ClientError) and not (error.outcome == Outcome.CLIENT_MISBEHAVED and not exchange.started):
             exchange.abort()
             return
@@ -345,13 +338,13 @@ class Streams:
             if isinstance(error, StreamStopped):
                 await stream.delivery.finish(b"", "stop")
             elif not stream.delivery.committed and not exchange.started:
-                await (refuse(exchange, error) if refuse is not None else exchange.refuse(error))
+                await exchange.refuse(error)
             else:
                 await stream.delivery.fail(error)
         except RawstreamError:
             exchange.abort()  # the client left while it was being told
 
-    def _record(self, stream: Stream, request_id: str, error: RawstreamError | None) -> None:
+    def _record(self, stream: Stream, error: RawstreamError | None) -> None:
         now = monotonic()
         meter = stream.meter
         outcome = Outcome.COMPLETED if error is None else Outcome(error.outcome)
@@ -360,7 +353,7 @@ class Streams:
         committed = stream.delivery.committed
         record = StreamRecord(
             id=stream.public_id,
-            request_id=request_id,
+            request_id=stream.exchange.id,
             path=stream.path,
             dialect=stream.dialect_name,
             outcome=outcome,
@@ -384,20 +377,9 @@ class Streams:
             observer.stream_ended(record)
 
 
-class _Closing:
-    """Closes a token stream, and does not wait for ever for it."""
-
-    __slots__ = ("_tokens",)
-
-    def __init__(self, tokens: TokenStream) -> None:
-        self._tokens = tokens
-
-    async def aclose(self) -> None:
-        if not _finished(self._tokens):
-            async with asyncio.timeout(_CLOSING_GRACE):
-                await self._tokens.aclose()
-
-
-def _finished(tokens: TokenStream) -> bool:
-    """An async generator that has ended needs no closing, and no timer to watch over it."""
-    return cast(Any, getattr(tokens, "ag_frame", tokens)) is None
+async def _close(tokens: TokenStream) -> None:
+    """Close a token stream, and do not wait for ever for it."""
+    # An async generator that has ended needs no closing, and no timer to watch over it.
+    if getattr(tokens, "ag_frame", tokens) is not None:
+        async with asyncio.timeout(_CLOSING_GRACE):
+            await tokens.aclose()

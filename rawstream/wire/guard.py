@@ -81,6 +81,10 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     """The client waits for ``100 Continue`` before it sends the body (RFC 9110 §10.1.1)."""
     chunked: bool
 
+    def without_fields(self) -> RequestHead:
+        """The same without its fields, target and query: what is still needed while a long answer runs."""
+        return msgspec.structs.replace(self, headers=(), target="", query="")
+
     def header(self, name: str) -> str | None:
         """The value of the field called ``name`` (lower case), repeated ones joined with ``", "``; None: not sent."""
         values = [value for key, value in self.headers if key == name]

@@ -1,17 +1,30 @@
-"""``/chat``, ``/stream`` and ``/text``: rawstream's own three ways to stream an answer."""
+"""``/chat``, ``/stream`` and ``/text``: rawstream's own three ways to stream an answer.
+
+The handlers are plain functions that return the coroutine of the stream: nothing of the request stays in memory
+while the answer runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable
 
-from rawstream.model import Dialect, Request, Source, TokenStream
+from rawstream.model import Source
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
-from rawstream.server.streams import Discipline, Streams, with_backpressure
+from rawstream.server.streams import Discipline, Streams
 from rawstream.wire.chat_tokens import ChatTokens
 from rawstream.wire.event_source import EventSource
 from rawstream.wire.json_body import decode_chat, from_query
 from rawstream.wire.plain_text import PlainText
+
+
+def chat_tokens(stream_id: str) -> ChatTokens:
+    """The dialect of ``/chat``, which does not show the stream's id."""
+    return ChatTokens()
+
+
+def plain_text(stream_id: str) -> PlainText:
+    return PlainText()
 
 
 class ChatEndpoints:
@@ -27,39 +40,19 @@ class ChatEndpoints:
         router.add("POST", "/text", self.text, json=True)
         router.add("GET", "/text", self.text)
 
-    async def chat(self, exchange: Exchange) -> None:
-        await self.stream(exchange, decode_chat(exchange.content), lambda _: ChatTokens())
+    def chat(self, exchange: Exchange, discipline: Discipline | None = None) -> Awaitable[None]:
+        request = decode_chat(exchange.content)
+        return self.streams.run(exchange, request, self.source, chat_tokens, discipline)
 
-    async def text(self, exchange: Exchange) -> None:
+    def text(self, exchange: Exchange) -> Awaitable[None]:
         head = exchange.head
         request = decode_chat(exchange.content) if head.method == "POST" else from_query(head.query)
-        await self.stream(exchange, request, lambda _: PlainText())
+        return self.streams.run(exchange, request, self.source, plain_text)
 
-    async def event_source(self, exchange: Exchange) -> None:
+    def event_source(self, exchange: Exchange) -> Awaitable[None]:
         """For ``EventSource``: a client that has seen the end of its stream must not start another one."""
-        last = exchange.head.header("last-event-id")
+        head = exchange.head
+        last = head.header("last-event-id")
         if last is not None and last.endswith(".end"):
-            await exchange.respond(204, ())
-            return
-        await self.stream(exchange, from_query(exchange.head.query), EventSource)
-
-    async def stream(
-        self,
-        exchange: Exchange,
-        request: Request,
-        dialect_of: Callable[[str], Dialect],
-        *,
-        discipline: Discipline = with_backpressure,
-        lab: bool = False,
-    ) -> None:
-        """Answer with a stream of ``request``'s tokens; HEAD gets the head that the stream would have."""
-        if exchange.head.method == "HEAD":
-            exchange.start(200, dialect_of("0").headers)
-            await exchange.finish()
-            return
-
-        def tokens_of(stream_id: str) -> TokenStream:
-            request.id = stream_id
-            return self.source.tokens(request)
-
-        await self.streams.run(exchange, tokens_of, dialect_of, discipline=discipline, lab=lab)
+            return exchange.respond(204, ())
+        return self.streams.run(exchange, from_query(head.query), self.source, EventSource)

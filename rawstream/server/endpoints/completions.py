@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Awaitable
 from contextlib import aclosing
 
 from rawstream.errors import ClientError, LimitReached, RawstreamError, UpstreamRejected
 from rawstream.flow.interrupt import Interruption
-from rawstream.model import CompletionSource, Request, Source, Token, TokenStream
-from rawstream.server.exchange import Exchange
+from rawstream.model import CompletionSource, Request, Source, Token
+from rawstream.server.exchange import Exchange, error_headers
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
 from rawstream.wire import openai
@@ -25,20 +26,17 @@ def _error_type(error: RawstreamError) -> str:
     return "invalid_request_error" if isinstance(error, ClientError) else "server_error"
 
 
-async def refuse(exchange: Exchange, error: RawstreamError) -> None:
-    """Answer with OpenAI's error body, or with the upstream's own."""
-    headers: list[tuple[str, str]] = []
+def refusal(error: RawstreamError) -> tuple[list[tuple[str, str]], bytes]:
+    """OpenAI's error body, or the upstream's own, and the headers that SDKs obey."""
+    headers = error_headers(error)
     body: bytes | None = None
     if isinstance(error, UpstreamRejected):
-        headers.extend(
-            header for header in error.headers if header[0].lower() != "retry-after" or not error.retry_after
-        )
+        told = {name for name, _ in headers}
+        headers.extend(header for header in error.headers if header[0].lower() not in told)
         body = error.body
     if error.code == "insufficient_quota":
         headers.append(("x-should-retry", "false"))
-    if body is None:
-        body = openai.error_body(str(error), _error_type(error), error.code)
-    await exchange.refuse(error, body, headers)
+    return headers, openai.error_body(str(error), _error_type(error), error.code) if body is None else body
 
 
 class CompletionEndpoints:
@@ -50,35 +48,22 @@ class CompletionEndpoints:
         self._started = int(time.time())
 
     def register(self, router: Router) -> None:
-        router.add("POST", "/v1/chat/completions", self.completions, json=True)
-        router.add("GET", "/v1/models", self.models)
+        router.add("POST", "/v1/chat/completions", self.completions, json=True, refusal=refusal)
+        router.add("GET", "/v1/models", self.models, refusal=refusal)
 
-    async def completions(self, exchange: Exchange) -> None:
-        try:
-            request, stream, include_usage = openai.decode_request(exchange.content)
-            if stream:
-                await self._stream(exchange, request, include_usage)
-            else:
-                await self._whole(exchange, request)
-        except RawstreamError as error:
-            if exchange.started:
-                raise
-            await refuse(exchange, error)
-
-    async def _stream(self, exchange: Exchange, request: Request, include_usage: bool) -> None:
+    def completions(self, exchange: Exchange) -> Awaitable[None]:
+        request, stream, include_usage = openai.decode_request(exchange.content)
+        if not stream:
+            return self._whole(exchange, request)
         created = int(time.time())
         model = request.model or self.source.name
-
-        def tokens_of(stream_id: str) -> TokenStream:
-            request.id = stream_id
-            return self.source.tokens(request)
 
         def dialect_of(stream_id: str) -> openai.OpenAIChat:
             return openai.OpenAIChat(
                 id=f"chatcmpl-{stream_id}", created=created, model=model, include_usage=include_usage
             )
 
-        await self.streams.run(exchange, tokens_of, dialect_of, refuse=refuse)
+        return self.streams.run(exchange, request, self.source, dialect_of)
 
     async def _whole(self, exchange: Exchange, request: Request) -> None:
         """A non-streaming answer. The client leaving cancels it as it would a stream."""
@@ -110,11 +95,7 @@ class CompletionEndpoints:
 
     async def models(self, exchange: Exchange) -> None:
         if isinstance(self.source, CompletionSource):
-            try:
-                body = await self.source.models()
-            except RawstreamError as error:
-                await refuse(exchange, error)
-                return
+            body = await self.source.models()
         else:
             body = openai.models_body([self.source.name], created=self._started)
         await exchange.respond_json(body)

@@ -48,14 +48,14 @@ class OperationsEndpoints:
 
     async def stream(self, exchange: Exchange) -> None:
         """One stream's state, for whoever has its (secret) id."""
-        stream = self.streams.find(exchange.params["id"])
+        stream = self.streams.find(exchange.param("id"))
         if stream is None:
             raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
         await exchange.respond_json(msgspec.json.encode(stream.snapshot(monotonic())))
 
     async def stop(self, exchange: Exchange) -> None:
         """Stop a stream for everybody. 202: it is being stopped; 404: it does not run (any more)."""
-        if not self.streams.stop(exchange.params["id"]):
+        if not self.streams.stop(exchange.param("id")):
             raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
         await exchange.respond_json(b'{"status": "stopping"}', 202)
 
