@@ -142,7 +142,7 @@ class LimitReached(RawstreamError):
     status = 503
     code = "overloaded"
     outcome = "budget"
-    retry_after = 1.0
+    retry_after: float | None = 1.0
 
 
 class TooManyStreams(LimitReached):

@@ -8,7 +8,7 @@ Rule 3: a response gives permission (``wait_writable``) before anything is produ
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
@@ -79,7 +79,9 @@ class Request(msgspec.Struct):
                     return content
                 if isinstance(content, list):
                     return "".join(
-                        str(part.get("text", "")) for part in content if isinstance(part, dict) and part.get("type") == "text"
+                        str(part.get("text", ""))
+                        for part in content
+                        if isinstance(part, dict) and part.get("type") == "text"
                     )
                 return ""
         return ""
@@ -97,7 +99,7 @@ class SourceStatistics(msgspec.Struct, frozen=True, gc=False):
 class TokenStream(Protocol):
     """One running generation: what an async generator is, and nothing more. It may offer ``statistics()`` too."""
 
-    def __aiter__(self) -> TokenStream: ...
+    def __aiter__(self) -> AsyncIterator[SourceItem]: ...
 
     async def __anext__(self) -> SourceItem:
         """The next item. Cancel-safe: cancelling it cancels the generation."""
@@ -172,8 +174,12 @@ class Response(Protocol):
         """Write ``last`` and the clean end of the body in one write, and flush, with a deadline."""
         ...
 
+    async def cut(self, last: bytes = b"") -> None:
+        """Write ``last``, flush with a deadline, then ``abort()``: the end of a failing stream."""
+        ...
+
     def abort(self) -> None:
-        """Cut the framing short: the client must see that the answer is not whole."""
+        """Cut the framing short at once: the client must see that the answer is not whole."""
         ...
 
 

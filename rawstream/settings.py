@@ -30,8 +30,12 @@ class Settings:
     port: int = _setting(8000, "Listening", "count", "TCP port; 0 picks a free one.")
     uds: str | None = _setting(None, "Listening", "path", "Listen on this Unix socket instead of TCP.")
     workers: int = _setting(1, "Listening", "count", "Server processes.")
-    backlog: int = _setting(1024, "Listening", "count", "Connections the kernel may hold before we accept them.")
-    loop: str = _setting("auto", "Listening", "text", "Event loop: auto (uvloop where it is there), uvloop or asyncio.")
+    backlog: int = _setting(
+        1024, "Listening", "count", "Connections the kernel may hold before we accept them."
+    )
+    loop: str = _setting(
+        "auto", "Listening", "text", "Event loop: auto (uvloop where it is there), uvloop or asyncio."
+    )
 
     # --- where tokens come from
     source: str | None = _setting(
@@ -47,68 +51,102 @@ class Settings:
         None, "Source", "text", "Model to ask the upstream for when the client names none."
     )
     upstream_ca: str | None = _setting(
-        None, "Source", "path", "PEM file of certificate authorities to trust for https upstreams (default: the system's)."
+        None,
+        "Source",
+        "path",
+        "PEM file of certificate authorities to trust for https upstreams (default: the system's).",
     )
     upstream_connect_timeout: float = _setting(
         5.0, "Source", "seconds", "Time to connect to the upstream, TLS included."
     )
     upstream_first_token_timeout: float = _setting(
-        120.0, "Source", "seconds", "Time from the request until the upstream's first event (long prompts are slow)."
+        120.0,
+        "Source",
+        "seconds",
+        "Time from the request until the upstream's first event (long prompts are slow).",
     )
     upstream_idle_timeout: float = _setting(
-        60.0, "Source", "seconds",
+        60.0,
+        "Source",
+        "seconds",
         "Longest silence between two events of the upstream (nginx proxy_read_timeout: 60 s). Its pings do not count.",
     )
     upstream_rcvbuf: int = _setting(
-        16 * KiB, "Source", "bytes",
+        16 * KiB,
+        "Source",
+        "bytes",
         "SO_RCVBUF of upstream connections, set before connect; 0 leaves it to the kernel (which then takes megabytes).",
     )
     upstream_read_limit: int = _setting(
         8 * KiB, "Source", "bytes", "Reader limit of upstream connections: reading pauses at twice this."
     )
-    upstream_max_event: int = _setting(MiB, "Source", "bytes", "Longest single event taken from the upstream.")
+    upstream_max_event: int = _setting(
+        MiB, "Source", "bytes", "Longest single event taken from the upstream."
+    )
     upstream_pool: int = _setting(100, "Source", "count", "Idle keep-alive connections kept to the upstream.")
     upstream_pool_idle: float = _setting(
-        4.0, "Source", "seconds", "Drop an idle upstream connection after this (llama.cpp closes them after 5 s)."
+        4.0,
+        "Source",
+        "seconds",
+        "Drop an idle upstream connection after this (llama.cpp closes them after 5 s).",
     )
 
     # --- flow control
     write_high: int = _setting(
-        4 * KiB, "Flow control", "bytes",
+        4 * KiB,
+        "Flow control",
+        "bytes",
         "High-water mark of the transport buffer: above it the source is not asked for more. asyncio's default is 64 KiB.",
     )
     write_low: int = _setting(
-        KiB, "Flow control", "bytes",
+        KiB,
+        "Flow control",
+        "bytes",
         "Low-water mark: below it the source is asked again. uvloop's default is 16 bytes.",
     )
     notsent_lowat: int = _setting(
-        4 * KiB, "Flow control", "bytes",
+        4 * KiB,
+        "Flow control",
+        "bytes",
         "TCP_NOTSENT_LOWAT: unsent bytes the kernel takes from us per connection; 0 leaves the kernel's default (unlimited).",
     )
     sndbuf: int = _setting(
         0, "Flow control", "bytes", "SO_SNDBUF of client connections; 0 leaves it to the kernel's own tuning."
     )
     write_size: int = _setting(
-        2 * KiB, "Flow control", "bytes",
+        2 * KiB,
+        "Flow control",
+        "bytes",
         "Ready tokens are joined into writes of about this size (4 KiB writes cost 5 KiB more memory per stalled stream).",
     )
     hold: float = _setting(
-        0.0001, "Flow control", "seconds",
+        0.0001,
+        "Flow control",
+        "seconds",
         "Longest time one stream keeps the event loop before others get their turn.",
     )
     stall_timeout: float = _setting(
-        30.0, "Flow control", "seconds",
+        30.0,
+        "Flow control",
+        "seconds",
         "A client that takes nothing for this long while data waits for it is cut, and its source closed.",
     )
     heartbeat: float = _setting(
-        15.0, "Flow control", "seconds",
+        15.0,
+        "Flow control",
+        "seconds",
         "Send a heartbeat after this much silence on the wire (load balancers cut at 30 to 60 s); 0 sends none.",
     )
     flush_timeout: float = _setting(
-        1.0, "Flow control", "seconds", "How long the end of an answer may take to leave before the connection is cut."
+        1.0,
+        "Flow control",
+        "seconds",
+        "How long the end of an answer may take to leave before the connection is cut.",
     )
     half_close: str = _setting(
-        "leave", "Flow control", "text",
+        "leave",
+        "Flow control",
+        "text",
         "What a client's FIN means during a stream: leave (it has gone) or continue (it still reads).",
     )
     stream_timeout: float = _setting(1800.0, "Flow control", "seconds", "Longest life of one stream.")
@@ -118,13 +156,22 @@ class Settings:
     max_request_line: int = _setting(8 * KiB, "Requests", "bytes", "Longest request line (414).")
     max_fields: int = _setting(100, "Requests", "count", "Most header fields in a request (431).")
     max_body: int = _setting(8 * MiB, "Requests", "bytes", "Longest request body (413).")
-    head_timeout: float = _setting(10.0, "Requests", "seconds", "Time for a whole request head to arrive (408).")
-    body_timeout: float = _setting(30.0, "Requests", "seconds", "Time for a whole request body to arrive (408).")
+    head_timeout: float = _setting(
+        10.0, "Requests", "seconds", "Time for a whole request head to arrive (408)."
+    )
+    body_timeout: float = _setting(
+        30.0, "Requests", "seconds", "Time for a whole request body to arrive (408)."
+    )
     keepalive_timeout: float = _setting(
-        75.0, "Requests", "seconds", "Close a connection that has been idle this long between requests (nginx: 75 s)."
+        75.0,
+        "Requests",
+        "seconds",
+        "Close a connection that has been idle this long between requests (nginx: 75 s).",
     )
     surplus: int = _setting(
-        16 * KiB, "Requests", "bytes",
+        16 * KiB,
+        "Requests",
+        "bytes",
         "Bytes kept for the next request while a stream runs; a client that sends more is cut.",
     )
 
@@ -132,22 +179,34 @@ class Settings:
     max_connections: int = _setting(
         10_000, "Limits", "count", "Most open connections; never more than half the descriptor limit."
     )
-    max_streams: int = _setting(10_000, "Limits", "count", "Most streams at once; the next one gets 503 and Retry-After.")
+    max_streams: int = _setting(
+        10_000, "Limits", "count", "Most streams at once; the next one gets 503 and Retry-After."
+    )
     max_buffered_bytes: int = _setting(
-        100 * MiB, "Limits", "bytes",
+        100 * MiB,
+        "Limits",
+        "bytes",
         "Bytes buffered in all streams together. Past it new streams are refused, at 1.1 times it sources are paused, "
         "at 1.25 times it the largest stalled stream is cut.",
     )
 
     # --- life cycle
     drain_timeout: float = _setting(
-        20.0, "Life cycle", "seconds", "After SIGTERM: how long running streams may go on before they are ended."
+        20.0,
+        "Life cycle",
+        "seconds",
+        "After SIGTERM: how long running streams may go on before they are ended.",
     )
     cancel_timeout: float = _setting(
-        2.0, "Life cycle", "seconds", "After the drain: how long ended streams may take to leave before connections are cut."
+        2.0,
+        "Life cycle",
+        "seconds",
+        "After the drain: how long ended streams may take to leave before connections are cut.",
     )
     log_format: str = _setting("text", "Life cycle", "text", "Log lines as text or as json.")
-    log_level: str = _setting("info", "Life cycle", "text", "debug, info, warning or error. Every stream's end is one info line.")
+    log_level: str = _setting(
+        "info", "Life cycle", "text", "debug, info, warning or error. Every stream's end is one info line."
+    )
 
     # --- the lab
     lab: bool | None = _setting(
@@ -166,14 +225,20 @@ class Settings:
     @property
     def loopback_only(self) -> bool:
         """True when no other machine can reach the listening socket."""
-        return self.uds is not None or self.host in ("127.0.0.1", "::1", "localhost") or self.host.startswith("127.")
+        return (
+            self.uds is not None
+            or self.host in ("127.0.0.1", "::1", "localhost")
+            or self.host.startswith("127.")
+        )
 
     @property
     def lab_enabled(self) -> bool:
         return self.loopback_only if self.lab is None else self.lab
 
 
-FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {field.name: field for field in dataclasses.fields(Settings)}
+FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {
+    field.name: field for field in dataclasses.fields(Settings)
+}
 
 _CHOICES: Final = {
     "loop": ("auto", "uvloop", "asyncio"),
@@ -199,7 +264,9 @@ def check(settings: Settings) -> None:
             if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
                 raise ValueError(f"{name} must be more than 0, not {value!r}")
     if settings.write_low > settings.write_high:
-        raise ValueError(f"write_low ({settings.write_low}) must not exceed write_high ({settings.write_high})")
+        raise ValueError(
+            f"write_low ({settings.write_low}) must not exceed write_high ({settings.write_high})"
+        )
     if settings.port > 65535:
         raise ValueError(f"port must be at most 65535, not {settings.port}")
     if settings.upstream is not None and settings.source is not None:

@@ -1,0 +1,297 @@
+"""The heart: tokens from a source to a response, and never a token that nobody has room for.
+
+Rule 1: permission before production. Wait until the response may take more, then ask the source, then encode, then
+        write. What has been asked for and not yet been written counts against the permission.
+Rule 2: where several tokens are ready, they go out together; the moment the source has to wait, what is ready goes.
+Rule 3: no stream holds the event loop for longer than ``hold`` seconds, whether or not its source ever waits
+        (``drain()`` on an unpaused transport does not yield).
+Rule 4: a heartbeat goes out between two events, never while paused; it may come before the first token.
+Rule 5: the head leaves with the first frame of either kind: the commit point.
+
+Theory of operation: two halves with a sink between them. *Produce* (source → frames) drives the source's
+``__anext__`` by hand for its first step. Either it returns a token at once, which is kept to be joined with the
+next, or it is about to suspend: then what is kept is put into the sink, and only then does the task wait.
+*Deliver* (frames → response) is the usual sink; a replay log can stand in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from time import monotonic
+from types import coroutine
+from typing import Any, Final, Protocol, cast
+
+from rawstream.errors import RawstreamError
+from rawstream.model import Dialect, Headers, Response, SourceItem, Token, TokenItem, TokenStream
+
+_SLICE: Final = 64
+"""Tokens encoded at a time, however many one batch holds."""
+
+_Step = Coroutine[Any, None, SourceItem]
+
+
+class Meter:
+    """Plain counters of one stream. Seconds and bytes."""
+
+    __slots__ = (
+        "bytes",
+        "client_seconds",
+        "first_write_at",
+        "source_seconds",
+        "started_at",
+        "tokens",
+        "waiting_for",
+        "waiting_since",
+        "writes",
+    )
+
+    def __init__(self, now: float) -> None:
+        self.started_at = now
+        self.tokens = 0
+        """Tokens taken from the source."""
+        self.bytes = 0
+        """Bytes of frames written."""
+        self.writes = 0
+        self.first_write_at: float | None = None
+        """When the first token was written."""
+        self.waiting_for: str | None = None
+        """'source', 'client' or None (running)."""
+        self.waiting_since = now
+        self.source_seconds = 0.0
+        self.client_seconds = 0.0
+
+    def wait(self, what: str, now: float) -> None:
+        self.waiting_for = what
+        self.waiting_since = now
+
+    def waited(self, now: float) -> None:
+        if self.waiting_for == "source":
+            self.source_seconds += now - self.waiting_since
+        elif self.waiting_for == "client":
+            self.client_seconds += now - self.waiting_since
+        self.waiting_for = None
+
+    def seconds(self, now: float) -> tuple[float, float]:
+        """Seconds waited for (source, client) so far, the wait that is on included."""
+        waiting = now - self.waiting_since
+        return (
+            self.source_seconds + (waiting if self.waiting_for == "source" else 0.0),
+            self.client_seconds + (waiting if self.waiting_for == "client" else 0.0),
+        )
+
+
+class Sink(Protocol):
+    """Where frames go. One producer."""
+
+    async def wait_room(self) -> int:
+        """Wait for permission; return how many bytes may be put before it must be asked for again."""
+        ...
+
+    def put_nowait(self, frames: bytes) -> None:
+        """Take whole frames. Never waits."""
+        ...
+
+
+@coroutine
+def _rest_of(step: _Step, awaited: Any) -> Generator[Any, Any, SourceItem]:
+    """Await the rest of a step whose first part ran already and gave ``awaited`` to wait for."""
+    while True:
+        try:
+            yield awaited
+        except GeneratorExit:
+            step.close()
+            raise
+        except BaseException as error:
+            try:
+                awaited = step.throw(error)
+            except StopIteration as done:
+                return cast(SourceItem, done.value)
+        else:
+            return (yield from step.__await__())
+
+
+def count_tokens(items: Sequence[TokenItem]) -> int:
+    """Tokens of text among ``items``: an upstream's role, finish and usage events are not tokens."""
+    return sum(1 for item in items if item.__class__ is str or cast(Token, item).text)
+
+
+async def produce(
+    stream: TokenStream,
+    dialect: Dialect,
+    sink: Sink,
+    meter: Meter,
+    *,
+    write_size: int,
+    hold: float,
+    clock: Callable[[], float] = monotonic,
+) -> bytes:
+    """Pull ``stream`` to its end through ``dialect`` into ``sink``; return the last frames, not put yet.
+
+    They are returned so that they can leave in one write with the dialect's terminal event. Whatever ends the
+    source, all that it gave before is put. Cancelling is safe: the source's own wait is cancelled. Closing
+    ``stream`` is the caller's part (``aclosing``).
+    """
+    advance = cast(Callable[[], _Step], stream.__anext__)
+    frames: list[bytes] = []
+    size = 0
+    limit = 0  # bytes that may be pending before permission is asked for; 0: ask now
+    held_since = clock()
+    try:
+        while True:
+            if size >= limit:
+                if limit and frames:
+                    sink.put_nowait(b"".join(frames))
+                    frames.clear()
+                    size = 0
+                limit = min(await sink.wait_room(), write_size)
+                if size >= limit:
+                    continue
+            step = advance()
+            try:
+                awaited = step.send(None)
+            except StopIteration as ready:
+                item: SourceItem = ready.value
+            else:
+                if frames:
+                    sink.put_nowait(b"".join(frames))
+                    frames.clear()
+                    size = 0
+                    limit = 0
+                meter.wait("source", clock())
+                item = await _rest_of(step, awaited)
+                held_since = clock()
+                meter.waited(held_since)
+            del step
+            if item.__class__ is str or item.__class__ is Token:
+                batch: Sequence[TokenItem] = (item,)
+            else:
+                batch = cast(Sequence[TokenItem], item)
+            del item
+            if len(batch) <= _SLICE:
+                frame = dialect.encode(batch)
+                meter.tokens += count_tokens(batch) if batch and batch[0].__class__ is not str else len(batch)
+                if frame:
+                    frames.append(frame)
+                    size += len(frame)
+            else:
+                for at in range(0, len(batch), _SLICE):
+                    if frames:
+                        sink.put_nowait(b"".join(frames))
+                        frames.clear()
+                    await sink.wait_room()
+                    part = batch[at : at + _SLICE]
+                    frames.append(dialect.encode(part))
+                    meter.tokens += count_tokens(part)
+                size = len(frames[-1])
+                limit = 0
+            del batch
+            now = clock()
+            if now - held_since > hold:
+                if size:
+                    sink.put_nowait(b"".join(frames))
+                    limit = 0
+                frames.clear()
+                size = 0
+                await asyncio.sleep(0)
+                held_since = clock()
+    except StopAsyncIteration:
+        return b"".join(frames)
+    except Exception:
+        if size:
+            sink.put_nowait(b"".join(frames))
+        raise
+
+
+class Delivery:
+    """Frames → response, with backpressure: the sink of every ordinary stream."""
+
+    __slots__ = ("_dialect", "_headers", "_response", "committed", "last_write", "meter", "pausing")
+
+    def __init__(
+        self,
+        response: Response,
+        dialect: Dialect,
+        meter: Meter,
+        headers: Headers,
+        pausing: asyncio.Event | None = None,
+    ) -> None:
+        """``pausing``, when given and not set, keeps the source waiting whatever the response says."""
+        self._response = response
+        self._dialect = dialect
+        self._headers = headers
+        self.meter = meter
+        self.pausing = pausing
+        self.committed = False
+        """Has the head left? After that a failure can be told in-stream only."""
+        self.last_write = meter.started_at
+
+    async def wait_room(self) -> int:
+        """Permission, and how far it goes in bytes. Raises when the client is gone. Cancel-safe."""
+        response = self._response
+        if self.pausing is not None and not self.pausing.is_set():
+            self.meter.wait("client", monotonic())
+            await self.pausing.wait()
+            self.meter.waited(monotonic())
+        room = response.room
+        while room <= 0:
+            self.meter.wait("client", monotonic())
+            await response.wait_writable()
+            self.meter.waited(monotonic())
+            room = response.room
+        return room
+
+    def _commit(self) -> bytes:
+        self.committed = True
+        self._response.start(200, self._headers)
+        return self._dialect.head()
+
+    def put_nowait(self, frames: bytes) -> None:
+        """Write whole frames; the first write carries the head."""
+        if not frames:
+            return
+        if not self.committed:
+            frames = self._commit() + frames
+        self._response.write_nowait(frames)
+        meter = self.meter
+        now = monotonic()
+        self.last_write = now
+        if meter.first_write_at is None:
+            meter.first_write_at = now
+        meter.writes += 1
+        meter.bytes += len(frames)
+
+    def heartbeat(self) -> bool:
+        """Send one, if the dialect has one, the source is what we wait for, and there is room. False: it was not sent."""
+        beat = self._dialect.heartbeat
+        if not beat or self.meter.waiting_for != "source" or self._response.room <= 0:
+            return False
+        if not self.committed:
+            beat = self._commit() + beat
+        self._response.write_nowait(beat)
+        self.last_write = monotonic()
+        self.meter.bytes += len(beat)
+        return True
+
+    async def finish(self, frames: bytes, finish_reason: str | None = None) -> None:
+        """The last frames, the terminal event and the clean end of the body, in one write."""
+        if not self.committed:
+            frames = self._commit() + frames
+        last = frames + self._dialect.terminal(finish_reason)
+        meter = self.meter
+        now = self.last_write = monotonic()
+        if meter.first_write_at is None:
+            meter.first_write_at = now
+        meter.bytes += len(last)
+        meter.writes += 1
+        meter.wait("client", now)
+        try:
+            await self._response.finish(last)
+        finally:
+            meter.waited(monotonic())
+
+    async def fail(self, error: RawstreamError) -> None:
+        """After the commit point: the in-stream error where the dialect has one, then the framing cut short."""
+        last = self._dialect.error(str(error), error.code)
+        self.meter.bytes += len(last)
+        await self._response.cut(last)

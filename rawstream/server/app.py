@@ -1,0 +1,272 @@
+"""The server: connections, routes, streams, and how it starts and ends.
+
+Rule 1: ending has three steps, each with its own time: drain (readiness is false, nothing new is accepted, running
+        streams go on), cancel (streams are told, and leave), abort. Asking a second time goes straight to the last.
+Rule 2: what is opened here is closed here; after ``close()`` no task, socket or source is left.
+Rule 3: an error in a handler is our fault: it is logged with its trace, answered with 500, and costs one connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from rawstream.errors import ClientError, ProtocolViolation, RawstreamError
+from rawstream.limits.admission import Relief, relief
+from rawstream.model import Observer, Source
+from rawstream.server.connection import Connection
+from rawstream.server.endpoints.chat import ChatEndpoints
+from rawstream.server.endpoints.completions import CompletionEndpoints
+from rawstream.server.endpoints.operations import OperationsEndpoints
+from rawstream.server.exchange import Exchange, error_answer
+from rawstream.server.listener import Listener, listen
+from rawstream.server.logs import StreamLog
+from rawstream.server.router import Router, prepare
+from rawstream.server.streams import Stream, Streams
+from rawstream.settings import Settings
+from rawstream.wire.http1 import RequestHead
+
+log = logging.getLogger("rawstream")
+
+_LOOK_AT_MEMORY: Final = 0.25
+"""Seconds between two looks at how much is buffered."""
+
+
+class Extension(Protocol):
+    """Something that adds routes to a server (the lab does)."""
+
+    def register(self, app: App) -> None: ...
+
+
+def descriptor_limit() -> int:
+    """The soft limit on open descriptors, raised to the hard one where that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            pass  # not allowed here: the soft limit it is
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
+
+class App:
+    """One process's server. ``start()``, then ``close()``; both on the loop it serves on."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: Source,
+        *,
+        observers: tuple[Observer, ...] = (),
+        extensions: tuple[Extension, ...] = (),
+        sockets: list[socket.socket] | None = None,
+    ) -> None:
+        """``sockets``: listening ones to serve on, instead of the settings' address."""
+        self.settings = settings
+        self.source = source
+        self.draining = False
+        self.connections: set[Connection] = set()
+        self.streams = Streams(settings, (StreamLog(), *observers))
+        self.router = Router()
+        self.chat = ChatEndpoints(self.streams, source)
+        self.chat.register(self.router)
+        CompletionEndpoints(self.streams, source).register(self.router)
+        OperationsEndpoints(self.streams, ready=lambda: not self.draining, levels=self.levels).register(self.router)
+        for extension in extensions:
+            extension.register(self)
+        self._sockets = sockets
+        self._listener: Listener | None = None
+        self._memory_look: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Event | None = None
+        self._hurry: asyncio.Event | None = None
+        self.most_buffered = 0
+        self.memory_cuts = 0
+
+    # --- Host, for connections ---------------------------------------------------------------------------
+
+    def connection_opened(self, connection: Connection) -> None:
+        self.connections.add(connection)
+        if self._empty is not None:
+            self._empty.clear()
+
+    def connection_closed(self, connection: Connection) -> None:
+        self.connections.discard(connection)
+        if not self.connections and self._empty is not None:
+            self._empty.set()
+        if self._listener is not None:
+            self._listener.connection_closed()
+
+    def refusal(self, connection: Connection, error: ProtocolViolation) -> bytes:
+        return error_answer(connection.codec, error)
+
+    async def answer(self, connection: Connection, head: RequestHead) -> bool:
+        """Answer one request; whatever goes wrong, it goes wrong for this connection alone."""
+        exchange = Exchange(connection, head)
+        del head
+        if self.draining:
+            exchange.close_after = True
+        try:
+            try:
+                handler = await prepare(self.router, exchange)
+                if handler is not None:
+                    await handler(exchange)
+            except RawstreamError as error:
+                if connection.gate.reason is not None or exchange.started:
+                    exchange.abort()
+                    return False
+                if error.outcome == "source_failed" and not isinstance(error, ClientError):
+                    log.warning("request failed: %s %s", error, error.detail or "")
+                await exchange.refuse(error)
+        except RawstreamError:
+            return False  # the client left while it was being refused
+        except Exception:
+            log.exception("a handler failed at %s", exchange.path)
+            if exchange.started or connection.gate.reason is not None:
+                exchange.abort()
+                return False
+            try:
+                await exchange.refuse(RawstreamError("internal error"))
+            except RawstreamError:
+                return False
+        return exchange.complete()
+
+    # --- life --------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen and accept. Raises OSError, naming the address, when that cannot be."""
+        loop = asyncio.get_running_loop()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._hurry = asyncio.Event()
+        self.streams.pausing = asyncio.Event()
+        self.streams.pausing.set()
+        sockets = listen(self.settings) if self._sockets is None else self._sockets
+        limit = max(1, min(self.settings.max_connections, descriptor_limit() // 2))
+        self._listener = Listener(
+            sockets,
+            lambda: Connection(self, loop),
+            self.settings,
+            connections=lambda: len(self.connections),
+            limit=limit,
+        )
+        self._listener.start()
+        self._memory_look = loop.call_later(_LOOK_AT_MEMORY, self._look_at_memory)
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        """The listening sockets. Empty before ``start()``."""
+        return [] if self._listener is None else self._listener.sockets
+
+    @property
+    def url(self) -> str:
+        """Where to reach the server: ``http://127.0.0.1:8000``, or ``unix:/path``."""
+        if self.settings.uds is not None:
+            return f"unix:{self.settings.uds}"
+        host, port = self.sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def close(self, *, drain: float | None = None) -> None:
+        """End in the three steps. ``drain`` (seconds) replaces ``drain_timeout``. Cancelling it aborts."""
+        self.draining = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        try:
+            if await self._emptied(self.settings.drain_timeout if drain is None else drain):
+                return
+            self.streams.shut_down()
+            await self._emptied(self.settings.cancel_timeout)
+        finally:
+            await self._abort()
+
+    def hurry(self) -> None:
+        """Skip to the last step of an end that is under way."""
+        if self._hurry is not None:
+            self._hurry.set()
+
+    async def _emptied(self, timeout: float) -> bool:
+        """Wait until no connection is left. False: the time is over, or somebody is in a hurry."""
+        assert self._empty is not None
+        assert self._hurry is not None
+        if self._hurry.is_set():
+            return not self.connections
+        waits = [asyncio.ensure_future(self._empty.wait()), asyncio.ensure_future(self._hurry.wait())]
+        try:
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return not self.connections
+
+    async def _abort(self) -> None:
+        tasks = [connection.task for connection in self.connections]
+        for connection in list(self.connections):
+            connection.task.cancel()
+            connection.transport.abort()
+        if tasks:
+            await asyncio.wait(tasks, timeout=self.settings.cancel_timeout)
+        if self._memory_look is not None:
+            self._memory_look.cancel()
+        await self.source.aclose()
+
+    # --- memory ------------------------------------------------------------------------------------------
+
+    def _look_at_memory(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._memory_look = loop.call_later(_LOOK_AT_MEMORY, self._look_at_memory)
+        self.relieve_memory()
+
+    def relieve_memory(self) -> Relief:
+        """Look at how much is buffered in all, and take the step that asks for.
+
+        The streams of the lab's wrong disciplines are left out: they have a cap of their own.
+        """
+        sizes = [(stream.process_buffered(), stream) for stream in self.streams if not stream.lab]
+        buffered = sum(size for size, _ in sizes)
+        self.most_buffered = max(self.most_buffered, buffered)
+        step = relief(buffered, self.settings.max_buffered_bytes)
+        admission = self.streams.admission
+        if step != admission.relief:
+            log.warning("%d bytes are buffered for slow readers: %s", buffered, step.name.lower())
+        admission.relief = step
+        pausing = self.streams.pausing
+        if pausing is not None:
+            if step >= Relief.PAUSE:
+                pausing.clear()
+            else:
+                pausing.set()
+        if step is Relief.CUT:
+            self._cut_largest(sizes)
+        return step
+
+    def _cut_largest(self, sizes: list[tuple[int, Stream]]) -> None:
+        """Cut the stream that holds most, among those that wait for their client."""
+        stalled = [pair for pair in sizes if pair[1].meter.waiting_for == "client"]
+        if stalled:
+            _, stream = max(stalled, key=lambda pair: pair[0])
+            self.memory_cuts += 1
+            stream.cut_for_memory()
+
+    def levels(self) -> dict[str, Any]:
+        """The totals that ``/debug/streams`` shows."""
+        now = monotonic()
+        streams = self.streams
+        live = list(streams)
+        return {
+            "streams": len(streams),
+            "connections": len(self.connections),
+            "opened": streams.admission.opened,
+            "refused": streams.admission.refused,
+            "peak_streams": streams.admission.peak,
+            "tokens": streams.totals.tokens + sum(stream.meter.tokens for stream in live),
+            "bytes": streams.totals.bytes + sum(stream.meter.bytes for stream in live),
+            "buffered": sum(stream.process_buffered() for stream in live),
+            "oldest": max((now - stream.meter.started_at for stream in live), default=0.0),
+            "outcomes": streams.totals.outcomes,
+        }

@@ -1,0 +1,101 @@
+"""``/v1/chat/completions`` and ``/v1/models``: OpenAI's wire.
+
+Rule 1: what an upstream said is relayed whole. A non-streaming answer of an upstream is its own JSON, untouched.
+Rule 2: errors before the commit point have a real status, OpenAI's JSON, and the headers that SDKs obey.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable
+from contextlib import aclosing
+
+from rawstream.errors import ClientError, LimitReached, RawstreamError, UpstreamRejected
+from rawstream.flow.interrupt import Interruption
+from rawstream.model import CompletionSource, Request, Source, Token
+from rawstream.server.exchange import Exchange, error_headers
+from rawstream.server.router import Router
+from rawstream.server.streams import Streams
+from rawstream.wire import openai
+
+
+def _error_type(error: RawstreamError) -> str:
+    if isinstance(error, LimitReached):
+        return "rate_limit_error" if error.status == 429 else "server_error"
+    return "invalid_request_error" if isinstance(error, ClientError) else "server_error"
+
+
+def refusal(error: RawstreamError) -> tuple[list[tuple[str, str]], bytes]:
+    """OpenAI's error body, or the upstream's own, and the headers that SDKs obey."""
+    headers = error_headers(error)
+    body: bytes | None = None
+    if isinstance(error, UpstreamRejected):
+        told = {name for name, _ in headers}
+        headers.extend(header for header in error.headers if header[0].lower() not in told)
+        body = error.body
+    if error.code == "insufficient_quota":
+        headers.append(("x-should-retry", "false"))
+    return headers, openai.error_body(str(error), _error_type(error), error.code) if body is None else body
+
+
+class CompletionEndpoints:
+    """The handlers, over one source and one registry of streams."""
+
+    def __init__(self, streams: Streams, source: Source) -> None:
+        self.streams = streams
+        self.source = source
+        self._started = int(time.time())
+
+    def register(self, router: Router) -> None:
+        router.add("POST", "/v1/chat/completions", self.completions, json=True, refusal=refusal)
+        router.add("GET", "/v1/models", self.models, refusal=refusal)
+
+    def completions(self, exchange: Exchange) -> Awaitable[None]:
+        request, stream, include_usage = openai.decode_request(exchange.content)
+        if not stream:
+            return self._whole(exchange, request)
+        created = int(time.time())
+        model = request.model or self.source.name
+
+        def dialect_of(stream_id: str) -> openai.OpenAIChat:
+            return openai.OpenAIChat(
+                id=f"chatcmpl-{stream_id}", created=created, model=model, include_usage=include_usage
+            )
+
+        return self.streams.run(exchange, request, self.source, dialect_of)
+
+    async def _whole(self, exchange: Exchange, request: Request) -> None:
+        """A non-streaming answer. The client leaving cancels it as it would a stream."""
+        connection = exchange.connection
+        interruption = Interruption()
+        self.streams.admission.enter()
+        connection.interrupt = interruption.interrupt
+        try:
+            async with interruption:
+                body = await self._whole_body(request)
+        finally:
+            connection.interrupt = None
+            self.streams.admission.leave()
+        await exchange.respond_json(body)
+
+    async def _whole_body(self, request: Request) -> bytes:
+        if isinstance(self.source, CompletionSource):
+            return await self.source.complete(request)
+        tokens: list[str | Token] = []
+        async with aclosing(self.source.tokens(request)) as stream:
+            async for item in stream:
+                tokens.extend((item,) if isinstance(item, str | Token) else item)
+        return openai.whole_answer(
+            tokens,
+            id=f"chatcmpl-{secrets.token_hex(12)}",
+            model=request.model or self.source.name,
+            created=int(time.time()),
+        )
+
+    async def models(self, exchange: Exchange) -> None:
+        if isinstance(self.source, CompletionSource):
+            body = await self.source.models()
+        else:
+            body = openai.models_body([self.source.name], created=self._started)
+        await exchange.respond_json(body)

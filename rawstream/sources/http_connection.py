@@ -1,0 +1,208 @@
+"""One outgoing connection: dialled with a bounded receive buffer, read no faster than it is asked to.
+
+Rule 1: every place where bytes can wait on this side is bounded: the kernel's receive buffer (``SO_RCVBUF``, set
+        *before* connect, since the window is negotiated there), TLS's buffer, and the stream reader, which pauses
+        the transport at twice its limit. Nobody reads, nothing is taken.
+Rule 2: nobody waits without a deadline, and a deadline costs an attribute: it is set before a wait, not around it.
+Rule 3: a connection is broken off at once (``abort``); there is nothing to flush that anyone still wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, SupportsIndex
+
+from rawstream.errors import UpstreamFailed, UpstreamIdle
+from rawstream.flow.deadlines import Sweeper
+from rawstream.wire.http1_client import ClientCodec
+
+
+class Origin(NamedTuple):
+    """Where connections lead: the key of the pool."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """The ``Host`` field's value."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        default = 443 if self.scheme == "https" else 80
+        return host if self.port == default else f"{host}:{self.port}"
+
+
+class Inlet(asyncio.StreamReader):
+    """A stream reader that knows how much it holds, and passes data straight on while it has a ``sink``."""
+
+    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit=limit, loop=loop)
+        self._most = limit
+        self.held = 0
+        """Bytes taken from the transport and not yet read."""
+        self.sink: Callable[[bytes], None] | None = None
+        """Called with what arrives, b'' at the end of the connection: for a connection that nobody reads."""
+
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        piece = bytes(data)
+        if self.sink is not None:
+            self.sink(piece)
+            return
+        self.held += len(piece)
+        super().feed_data(piece)
+
+    def feed_eof(self) -> None:
+        super().feed_eof()
+        if self.sink is not None:
+            self.sink(b"")
+
+    async def take(self) -> bytes:
+        """Up to ``limit`` bytes, as soon as there are any; b'' at the end of the connection. Cancel-safe.
+
+        So what a consumer that stops holds in its own hands is bounded too.
+        """
+        data = await self.read(self._most)
+        self.held -= len(data)
+        return data
+
+
+class Connection:
+    """An open connection with its codec. Made by ``dial``; used by one exchange at a time."""
+
+    def __init__(self, origin: Origin, inlet: Inlet, transport: asyncio.Transport) -> None:
+        self.origin = origin
+        self.inlet = inlet
+        self.codec = ClientCodec()
+        self.used = False
+        """Has it carried an exchange before? Then it may have been closed under us, which is nobody's fault."""
+        self._transport = transport
+        self._deadline = Sweeper.of(asyncio.get_running_loop()).deadline(self._overdue)
+        self._on_overdue: Callable[[], None] | None = None
+        self._why = ""
+
+    def write(self, data: bytes) -> None:
+        """Send; what the kernel does not take waits in the transport."""
+        self._transport.write(data)
+
+    @property
+    def sent(self) -> bool:
+        """Has the kernel taken all that was written?"""
+        return self._transport.get_write_buffer_size() == 0
+
+    @property
+    def lost(self) -> bool:
+        """Is it closed, or closing, on either side?"""
+        return self._transport.is_closing() or self.inlet.at_eof()
+
+    def set_deadline(self, at: float, why: str) -> None:
+        """Fail the present and every further read with ``UpstreamIdle(why)`` at ``at`` (the loop's clock, seconds)."""
+        self._why = why
+        self._on_overdue = None
+        self._deadline.set(at)
+
+    def clear_deadline(self) -> None:
+        """No deadline while nobody waits."""
+        self._deadline.clear()
+
+    def call_at(self, at: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` at ``at`` instead: for a connection that nobody reads."""
+        self._on_overdue = callback
+        self._deadline.set(at)
+
+    def abort(self) -> None:
+        """Break the connection off; what is buffered in it is thrown away. Idempotent."""
+        self._deadline.close()
+        self.inlet.sink = None
+        self._transport.abort()
+
+    def _overdue(self) -> None:
+        if self._on_overdue is not None:
+            self._on_overdue()
+            return
+        self.inlet.set_exception(UpstreamIdle(self._why))
+        self.abort()
+
+
+async def dial(
+    origin: Origin, *, timeout: float, rcvbuf: int, read_limit: int, tls: ssl.SSLContext | None
+) -> Connection:
+    """Connect to ``origin``, over TLS where ``tls`` is given, within ``timeout`` seconds in all.
+
+    ``rcvbuf`` and ``read_limit`` are bytes (``upstream_rcvbuf``, ``upstream_read_limit``). Tries all addresses of
+    the host, in order. Raises UpstreamFailed. Cancel-safe.
+    """
+    where = f"{origin.host}:{origin.port}"
+    try:
+        async with asyncio.timeout(timeout):
+            sock = await _connect(origin, rcvbuf)
+            try:
+                return await _wrap(sock, origin, read_limit, tls)
+            except BaseException:
+                sock.close()
+                raise
+    except TimeoutError as error:
+        raise UpstreamFailed(
+            f"the upstream could not be reached within {timeout:g} s", detail=f"{where}: {error}"
+        ) from None
+    except ssl.SSLCertVerificationError as error:
+        raise UpstreamFailed(
+            f"the upstream's certificate is not trusted: {error.verify_message}", detail=where
+        ) from None
+    except ssl.SSLError as error:
+        reason = (error.reason or "broken").replace("_", " ").lower()
+        raise UpstreamFailed(f"TLS with the upstream failed: {reason}", detail=f"{where}: {error}") from None
+    except (OSError, EOFError) as error:
+        said = getattr(error, "strerror", None) or "the connection was closed"
+        raise UpstreamFailed(f"the upstream could not be reached: {said}", detail=f"{where}: {error}") from None
+
+
+async def _connect(origin: Origin, rcvbuf: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    failure: OSError = OSError("the name has no address")
+    for family, address in await _addresses(origin, loop):
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            if rcvbuf:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure
+
+
+async def _addresses(origin: Origin, loop: asyncio.AbstractEventLoop) -> list[tuple[int, Any]]:
+    """Socket families and addresses. An address needs no look-up (which costs a thread's time)."""
+    try:
+        literal = ipaddress.ip_address(origin.host)
+    except ValueError:
+        found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+        return [(family, address) for family, _, _, _, address in found]
+    family = socket.AF_INET if literal.version == 4 else socket.AF_INET6
+    return [(family, (origin.host, origin.port))]
+
+
+async def _wrap(sock: socket.socket, origin: Origin, read_limit: int, tls: ssl.SSLContext | None) -> Connection:
+    loop = asyncio.get_running_loop()
+    inlet = Inlet(read_limit, loop)
+    protocol = asyncio.StreamReaderProtocol(inlet, loop=loop)
+    transport, _ = await loop.create_connection(
+        lambda: protocol, sock=sock, ssl=tls, server_hostname=origin.host if tls is not None else None
+    )
+    if tls is not None:
+        # TLS keeps a buffer of its own between the socket and the reader, 256 KiB unless told otherwise.
+        set_limits = getattr(transport, "set_read_buffer_limits", None)
+        if set_limits is not None:
+            set_limits(high=read_limit, low=read_limit // 2)
+    return Connection(origin, inlet, transport)

@@ -1,0 +1,329 @@
+"""An OpenAI-compatible upstream as a source: one request per generation, read as the tokens are asked for.
+
+Rule 1: nothing is read from the upstream that nobody asked for. A stream that is not pulled holds what its bounded
+        buffers hold, and its deadline does not run.
+Rule 2: a stream is whole when it said ``[DONE]``, or when it gave a finish reason and its framing ended cleanly
+        (``transformers serve`` sends no ``[DONE]``). Any other end is ``UpstreamFailed``.
+Rule 3: only events with data are progress. Comments, pings and drips of an unfinished event feed no deadline.
+Rule 4: the request travels on as it came, but for ``stream`` and ``stream_options.include_usage``.
+Rule 5: our key is in the request's head and nowhere else: what the upstream says about it is not passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from rawstream.errors import MisuseError, SettingsError, UpstreamFailed, UpstreamIdle, UpstreamRejected
+from rawstream.model import Request, SourceStatistics, Token
+from rawstream.settings import MiB, Settings
+from rawstream.sources.http_client import HttpClient, HttpResponse, origin_of
+from rawstream.sources.openai_events import DONE, answer_as_token, message_of, token_of
+from rawstream.wire.sse import EventTooLong, Parser
+
+MAX_ANSWER: Final = 16 * MiB
+"""Bytes of a whole, non-streamed answer."""
+MAX_REJECTION: Final = 64 * 1024
+"""Bytes of an error's body that are relayed."""
+REJECTION_WAIT: Final = 5.0
+"""Seconds that an error's body may take; without it the status is relayed all the same."""
+_RELAYED: Final = ("retry-after", "retry-after-ms", "x-should-retry")
+
+
+class UpstreamSource:
+    """Tokens from ``settings.upstream``. One instance, and its connection pool, serves one event loop."""
+
+    def __init__(self, settings: Settings, name: str = "upstream") -> None:
+        """Raises SettingsError when ``settings.upstream`` is not a URL of a place to connect to."""
+        self.name = name
+        self._settings = settings
+        split = urlsplit(settings.upstream or "")
+        try:
+            origin_of(split)
+        except MisuseError as error:
+            raise SettingsError(f"upstream: {error}") from None
+        self._base = split
+        self.client = HttpClient(settings)
+        self.idle_timeout = settings.upstream_idle_timeout
+        self.idle_late = f"the upstream sent no token for {self.idle_timeout:g} s"
+        self.first_token_late = f"the upstream sent no token within {settings.upstream_first_token_timeout:g} s"
+
+    def tokens(self, request: Request) -> UpstreamStream:
+        """A new generation; the request is sent with the first demand."""
+        return UpstreamStream(self, request)
+
+    async def complete(self, request: Request) -> bytes:
+        """The whole answer: the upstream's JSON, untouched (16 MiB at most).
+
+        Raises UpstreamFailed, UpstreamIdle (nothing within ``upstream_first_token_timeout``), UpstreamRejected.
+        Cancelling is safe: the connection is closed.
+        """
+        body = msgspec.json.encode(self._body(request, stream=False))
+        return await self._whole("POST", "/chat/completions", body, "application/json")
+
+    async def models(self) -> bytes:
+        """The body of the upstream's ``GET /models``, untouched. Raises as ``complete`` does."""
+        return await self._whole("GET", "/models", b"", "application/json")
+
+    async def aclose(self) -> None:
+        """Close all connections, those of running generations too."""
+        await self.client.aclose()
+
+    async def start(self, request: Request) -> HttpResponse:
+        """Send a streaming request; the response's head has status 200. Raises as ``complete`` does."""
+        body = msgspec.json.encode(self._body(request, stream=True))
+        return await self._open("POST", "/chat/completions", body, "text/event-stream")
+
+    def _body(self, request: Request, *, stream: bool) -> dict[str, Any]:
+        body = dict(request.extra)
+        body["messages"] = request.messages
+        body["stream"] = stream
+        asked = {"max_tokens": request.max_tokens, "model": request.model or self._settings.upstream_model}
+        asked["user"] = request.user
+        body.update((key, value) for key, value in asked.items() if value is not None)
+        options = body.pop("stream_options", None)
+        if stream:
+            body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+        return body
+
+    async def _open(self, method: str, path: str, body: bytes, accept: str) -> HttpResponse:
+        """The response to a request, if its status is 200."""
+        settings = self._settings
+        url = self._base._replace(path=self._base.path.rstrip("/") + path, fragment="").geturl()
+        headers = [("accept", accept), ("accept-encoding", "identity"), ("user-agent", "rawstream")]
+        if body:
+            headers.append(("content-type", "application/json"))
+        if settings.upstream_api_key:
+            headers.append(("authorization", f"Bearer {settings.upstream_api_key}"))
+        response = await self.client.open(
+            method, url, headers, body, head_timeout=settings.upstream_first_token_timeout
+        )
+        try:
+            if response.status >= 400:
+                raise await self._rejection(response)
+            if response.status != 200:
+                raise _not_an_answer(response)
+            if response.head.header("content-encoding") not in (None, "", "identity"):
+                raise UpstreamFailed("the upstream compressed its answer, which it was asked not to do")
+        except BaseException:
+            await response.aclose()
+            raise
+        return response
+
+    async def _whole(self, method: str, path: str, body: bytes, accept: str) -> bytes:
+        response = await self._open(method, path, body, accept)
+        try:
+            if media_type(response) != "application/json":
+                raise UpstreamFailed(f"the upstream answered with {media_type(response)} instead of JSON")
+            return await read_json(response, self._settings.upstream_idle_timeout)
+        finally:
+            await response.aclose()
+
+    async def _rejection(self, response: HttpResponse) -> UpstreamRejected:
+        """The upstream's own refusal, as far as it may be passed on."""
+        status = response.status
+        headers = tuple((name, value) for name, value in response.head.headers if name in _RELAYED)
+        retry_after = response.head.header("retry-after")
+        seconds = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
+        message, body = f"the upstream answered with status {status}", None
+        if status in (401, 403):
+            # It is our key, not the client's, that was refused; and the text may quote it.
+            message = "the upstream refused the credentials that it was given"
+        elif media_type(response) == "application/json":
+            body = await self._rejection_body(response)
+        if body is not None:
+            told = msgspec.json.decode(body)
+            message = (message_of(told.get("error")) if isinstance(told, dict) else None) or message
+        return UpstreamRejected(message, status=status, body=body, retry_after=seconds, headers=headers)
+
+    async def _rejection_body(self, response: HttpResponse) -> bytes | None:
+        """The JSON of an error's body; None when there is none that can be relayed."""
+        try:
+            body = await read_json(response, REJECTION_WAIT, MAX_REJECTION)
+        except (UpstreamFailed, UpstreamIdle):
+            return None
+        key = self._settings.upstream_api_key
+        return None if key and key.encode() in body else body
+
+
+class UpstreamStream:
+    """One generation. Each step gives the tokens of one read of the socket, however many they are."""
+
+    __slots__ = (
+        "_clock",
+        "_due",
+        "_failure",
+        "_finish_seen",
+        "_parser",
+        "_peak",
+        "_request",
+        "_response",
+        "_source",
+        "_whole",
+    )
+
+    def __init__(self, source: UpstreamSource, request: Request) -> None:
+        self._source = source
+        self._request: Request | None = request
+        self._response: HttpResponse | None = None
+        self._parser = Parser(source._settings.upstream_max_event)
+        self._clock: Callable[[], float] = time.monotonic
+        self._due: float | None = None
+        """When the first event must be there (the loop's clock); None: it was."""
+        self._failure: UpstreamFailed | None = None
+        """What the upstream told in-stream, after tokens that are handed out first."""
+        self._finish_seen = False
+        self._whole = False
+        """Is the answer complete, as far as its content goes?"""
+        self._peak = 0
+
+    def __aiter__(self) -> UpstreamStream:
+        return self
+
+    def statistics(self) -> SourceStatistics:
+        """Bytes taken from the socket and not yet handed on, as of now and at most."""
+        held = self._held()
+        return SourceStatistics(held, max(self._peak, held))
+
+    def _held(self) -> int:
+        return self._parser.buffered + (self._response.buffered if self._response is not None else 0)
+
+    async def __anext__(self) -> list[Token]:
+        """The tokens of the next read. Raises UpstreamFailed, UpstreamIdle, UpstreamRejected.
+
+        Cancelling is safe: it ends the generation.
+        """
+        try:
+            if self._request is not None:
+                answer = await self._begin(self._request)
+                if answer is not None:
+                    return [answer]
+            response = self._response
+            if self._failure is not None:
+                raise self._failure
+            if response is not None and not self._whole and (tokens := await self._next_tokens(response)):
+                return tokens
+        except BaseException:
+            await self.aclose()
+            raise
+        await self.aclose()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Stop the generation: unless it is over, its connection is closed at once. Idempotent."""
+        self._request = None
+        response, self._response = self._response, None
+        if response is None:
+            return
+        if self._whole:
+            await response.finish()
+        else:
+            await response.aclose()
+
+    async def _begin(self, request: Request) -> Token | None:
+        """Send the request. Returns the answer if it came whole, as JSON, and not as a stream."""
+        settings = self._source._settings
+        self._request = None
+        self._clock = asyncio.get_running_loop().time
+        self._due = self._clock() + settings.upstream_first_token_timeout
+        self._response = response = await self._source.start(request)
+        kind = media_type(response)
+        if kind == "application/json":
+            body = await read_json(response, settings.upstream_idle_timeout)
+            self._whole = True
+            return answer_as_token(body)
+        if kind != "text/event-stream":
+            raise UpstreamFailed(f"the upstream answered with {kind} instead of an event stream")
+        return None
+
+    async def _next_tokens(self, response: HttpResponse) -> list[Token]:
+        """The tokens of the first read that holds any; none at the stream's proper end."""
+        source = self._source
+        if self._due is not None:
+            response.set_deadline(self._due, source.first_token_late)
+        else:
+            response.set_deadline(self._clock() + source.idle_timeout, source.idle_late)
+        parser = self._parser
+        while True:
+            data = await response.read_some()
+            if not data:
+                self._judge_end(response)
+                return []
+            try:
+                payloads = parser.feed_data(data)
+            except EventTooLong as error:
+                raise UpstreamFailed(f"the upstream sent {error}") from None
+            if payloads:
+                tokens = self._tokens(payloads)
+                if tokens or self._whole:
+                    response.clear_deadline()
+                    self._due = None
+                    held = self._held()
+                    if held > self._peak:
+                        self._peak = held
+                    return tokens
+                if self._failure is not None:
+                    raise self._failure
+
+    def _tokens(self, payloads: list[bytes]) -> list[Token]:
+        if DONE in payloads:
+            self._whole = True
+            del payloads[payloads.index(DONE) :]
+        tokens: list[Token] = []
+        try:
+            for payload in payloads:
+                if payload:
+                    tokens.append(token_of(payload))
+        except UpstreamFailed as failure:
+            self._failure = failure
+            self._whole = False
+        if not self._finish_seen:
+            for token in tokens:
+                if token.finish_reason is not None:
+                    self._finish_seen = True
+        return tokens
+
+    def _judge_end(self, response: HttpResponse) -> None:
+        """The body is over without ``[DONE]``: rule 2."""
+        if not (self._finish_seen and response.self_delimited):
+            raise UpstreamFailed("the upstream's stream ended before it was complete")
+        self._whole = True
+
+
+def media_type(response: HttpResponse) -> str:
+    """The content type without its parameters, in lower case; ``an unnamed type`` when there is none."""
+    named = (response.head.header("content-type") or "").partition(";")[0].strip().lower()
+    return named or "an unnamed type"
+
+
+async def read_json(response: HttpResponse, timeout: float, most: int = MAX_ANSWER) -> bytes:
+    """The whole body, which must be JSON of ``most`` bytes, within ``timeout`` seconds.
+
+    Raises UpstreamFailed, UpstreamIdle. Cancelling is safe; close the response afterwards in any case.
+    """
+    at = asyncio.get_running_loop().time() + timeout
+    response.set_deadline(at, f"the upstream did not finish its answer within {timeout:g} s")
+    pieces: list[bytes] = []
+    size = 0
+    while data := await response.read_some():
+        pieces.append(data)
+        size += len(data)
+        if size > most:
+            raise UpstreamFailed(f"the upstream's answer is longer than {most} bytes")
+    body = b"".join(pieces)
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise UpstreamFailed("the upstream's answer is not JSON, or not all of it") from None
+    return body
+
+
+def _not_an_answer(response: HttpResponse) -> UpstreamFailed:
+    if 300 <= response.status < 400:
+        return UpstreamFailed("the upstream sent a redirect, which is not followed")
+    return UpstreamFailed(f"the upstream answered with status {response.status}, which holds no answer")

@@ -1,0 +1,70 @@
+"""The ``GET /stream`` dialect: what ``/chat`` says, for a browser's ``EventSource``.
+
+    retry: 2000
+    id: 7f3a.1
+    data: {"token": "Hello"}
+
+    id: 7f3a.end
+    data: [DONE]
+
+Rule 1: every token has an id, ``<stream>.<n>``, n from 1; the end's is ``<stream>.end``. EventSource takes a
+        normal end for a reason to reconnect, and this id, which comes back as ``Last-Event-ID``, says that
+        there is nothing more.
+Rule 2: an error has no id, so that a reconnect after it names the last token that arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rawstream.model import Headers, TokenItem
+from rawstream.wire.chat_tokens import error_event
+from rawstream.wire.json_text import quote_all
+from rawstream.wire.sse import EVENT_STREAM_HEADERS, HEARTBEAT, encode_event, utf8
+
+
+class EventSource:
+    """Implements ``rawstream.model.Dialect``.
+
+    ``retry_ms`` is how long the browser waits before it reconnects (milliseconds). Raises ValueError when
+    ``stream_id`` holds CR, LF or NUL, or when ``retry_ms`` is negative.
+    """
+
+    __slots__ = ("_end", "_id", "_opening", "sent")
+
+    name: str = "event-source"
+    heartbeat: bytes = HEARTBEAT
+    headers: Headers = EVENT_STREAM_HEADERS
+
+    def __init__(self, stream_id: str, retry_ms: int = 2000) -> None:
+        if retry_ms < 0:
+            raise ValueError(f"retry_ms must be 0 or more milliseconds, not {retry_ms}")
+        self._end = encode_event("[DONE]", id=f"{stream_id}.end")
+        self._id = utf8(f"id: {stream_id}.")
+        self._opening = b"retry: %d\n" % retry_ms
+        self.sent = 0
+        """Tokens sent so far: the number in the last id."""
+
+    def head(self) -> bytes:
+        return b""
+
+    def encode(self, items: Sequence[TokenItem]) -> bytes:
+        start = self._id
+        number = self.sent
+        frames = []
+        for string in quote_all(items):
+            number += 1
+            frames.append(b'%b%d\ndata: {"token": %b}\n\n' % (start, number, string))
+        self.sent = number
+        return self._open(b"".join(frames)) if frames else b""
+
+    def error(self, message: str, code: str) -> bytes:
+        return self._open(error_event(message, code))
+
+    def terminal(self, finish_reason: str | None = None) -> bytes:
+        return self._open(self._end)
+
+    def _open(self, frames: bytes) -> bytes:
+        """``retry`` goes with the first event, whichever it is."""
+        opening, self._opening = self._opening, b""
+        return opening + frames

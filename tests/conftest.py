@@ -1,0 +1,26 @@
+"""Shared by all tests: a test that takes ``loop_kind`` runs once on asyncio's own loop and once on uvloop's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pytest
+import uvloop
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+_FACTORIES: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
+    """pytest-asyncio asks per test which loops it runs on. One is enough for what does not touch sockets."""
+    if "loop_kind" in getattr(item, "fixturenames", ()):
+        return _FACTORIES
+    return {"asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture
+async def loop_kind() -> str:
+    """``"asyncio"`` or ``"uvloop"``: the loop that this test runs on now."""
+    return "uvloop" if isinstance(asyncio.get_running_loop(), uvloop.Loop) else "asyncio"
