@@ -27,7 +27,4 @@ def all_peers() -> dict[str, Peer]:
                 raise ValueError(f"two peers are called {peer.name}")
             found[peer.name] = peer
     order = ("rawstream", "floor", "server", "gateway")
-    return {
-        peer.name: peer
-        for peer in sorted(found.values(), key=lambda peer: (order.index(peer.kind), peer.name))
-    }
+    return {peer.name: peer for peer in sorted(found.values(), key=lambda peer: (order.index(peer.kind), peer.name))}

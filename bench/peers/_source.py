@@ -45,9 +45,7 @@ stats: Final[dict[str, int]] = {"pulled": 0, "opened": 0, "closed": 0}
 
 _numbers: Final = itertools.count(1)
 _events_path: Final = os.environ.get("BENCH_EVENTS_FILE")
-_events: Final = (
-    os.open(_events_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if _events_path else None
-)
+_events: Final = os.open(_events_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if _events_path else None
 
 
 def _event(line: str) -> None:
@@ -124,7 +122,16 @@ async def events(body: bytes) -> AsyncGenerator[str, None]:
     yield DONE
 
 
-async def for_rawstream(request: Any) -> AsyncGenerator[str | list[str], None]:
-    """The same source for ``rawstream serve --source``; the request is rawstream's."""
-    async for item in tokens(request.prompt, request.extra.get("mock") or {}):
-        yield item
+class _ForRawstream:
+    """The same source as rawstream's ``--source`` takes it: an object with ``tokens(request)``."""
+
+    name = "bench"
+
+    def tokens(self, request: Any) -> AsyncGenerator[str | list[str], None]:
+        return tokens(request.prompt, request.extra.get("mock") or {})
+
+    async def aclose(self) -> None:
+        """Nothing is shared between generations."""
+
+
+for_rawstream: Final = _ForRawstream()

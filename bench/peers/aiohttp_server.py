@@ -56,9 +56,7 @@ def main(host: str, port: int) -> None:
 
     app = web.Application()
     app.add_routes([web.post("/chat", chat), web.get("/stats", counters)])
-    web.run_app(
-        app, host=host, port=port, access_log=None, print=None, backlog=BACKLOG, loop=uvloop.new_event_loop()
-    )
+    web.run_app(app, host=host, port=port, access_log=None, print=None, backlog=BACKLOG, loop=uvloop.new_event_loop())
 
 
 if __name__ == "__main__":

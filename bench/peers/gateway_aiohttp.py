@@ -72,9 +72,7 @@ def main(host: str, port: int, upstream: str) -> None:
     app = web.Application()
     app.cleanup_ctx.append(session)
     app.router.add_route("*", "/{path:.*}", relay)
-    web.run_app(
-        app, host=host, port=port, access_log=None, print=None, backlog=BACKLOG, loop=uvloop.new_event_loop()
-    )
+    web.run_app(app, host=host, port=port, access_log=None, print=None, backlog=BACKLOG, loop=uvloop.new_event_loop())
 
 
 if __name__ == "__main__":

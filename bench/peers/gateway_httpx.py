@@ -54,9 +54,7 @@ def main(host: str, port: int, upstream: str) -> None:
 
     async def relay(request: Request) -> Response:
         headers = [(name, value) for name, value in request.headers.items() if name not in _HOP]
-        outgoing = client.build_request(
-            request.method, request.url.path, headers=headers, content=await request.body()
-        )
+        outgoing = client.build_request(request.method, request.url.path, headers=headers, content=await request.body())
         answer = await client.send(outgoing, stream=True)
         headers = [(name, value) for name, value in answer.headers.items() if name not in _HOP]
         return StreamingResponse(
@@ -72,9 +70,7 @@ def main(host: str, port: int, upstream: str) -> None:
             yield
 
     app = Starlette(routes=[Route("/{path:path}", relay, methods=["GET", "POST"])], lifespan=lifespan)
-    uvicorn.run(
-        app, host=host, port=port, http="httptools", loop="uvloop", access_log=False, log_level="warning"
-    )
+    uvicorn.run(app, host=host, port=port, http="httptools", loop="uvloop", access_log=False, log_level="warning")
 
 
 if __name__ == "__main__":

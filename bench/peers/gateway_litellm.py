@@ -35,9 +35,7 @@ def _command(ctx: PeerContext) -> list[str]:
 
 
 def _version(ctx: PeerContext) -> str:
-    found = [
-        f"{name} {installed_version(ctx, name, 'litellm')}" for name in ("litellm", "uvicorn", "starlette")
-    ]
+    found = [f"{name} {installed_version(ctx, name, 'litellm')}" for name in ("litellm", "uvicorn", "starlette")]
     return ", ".join(found)
 
 

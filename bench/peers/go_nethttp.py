@@ -52,8 +52,7 @@ PEERS = (
         missing=_missing,
         stats=None,
         notes=(
-            "httputil.NewSingleHostReverseProxy, FlushInterval -1, 1,024 idle connections; GOMAXPROCS=1. "
-            "Bytes, unread."
+            "httputil.NewSingleHostReverseProxy, FlushInterval -1, 1,024 idle connections; GOMAXPROCS=1. Bytes, unread."
         ),
     ),
 )

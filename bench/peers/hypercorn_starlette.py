@@ -23,9 +23,6 @@ PEERS = (
         paths=SERVER_PATHS,
         version=_version,
         missing=_missing,
-        notes=(
-            "hypercorn --worker-class uvloop --workers 1 (a parent and one worker process); "
-            "StreamingResponse."
-        ),
+        notes=("hypercorn --worker-class uvloop --workers 1 (a parent and one worker process); StreamingResponse."),
     ),
 )

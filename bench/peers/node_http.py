@@ -82,9 +82,6 @@ PEERS = (
         version=_node_version,
         missing=_no_node,
         stats=None,
-        notes=(
-            "Node's http with pipe() both ways, a keep-alive agent, bytes unread; 'close' destroys the "
-            "upstream's."
-        ),
+        notes=("Node's http with pipe() both ways, a keep-alive agent, bytes unread; 'close' destroys the upstream's."),
     ),
 )

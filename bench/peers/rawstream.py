@@ -9,10 +9,8 @@ from bench.peers.contract import Peer, PeerContext
 
 
 def _serve(ctx: PeerContext, *more: str) -> list[str]:
-    return [
-        sys.executable, "-c", "from rawstream.cli import main; main()",
-        "serve", "--host", ctx.host, "--port", str(ctx.port), "--log-level", "warning", *more,
-    ]  # fmt: skip
+    where = ["--host", ctx.host, "--port", str(ctx.port)]
+    return [sys.executable, "-m", "rawstream", "serve", *where, "--log-level", "warning", *more]
 
 
 def _chat(ctx: PeerContext) -> list[str]:
@@ -53,18 +51,14 @@ def _peer(name: str, chat: str, notes: str) -> Peer:
 
 
 PEERS = (
-    _peer(
-        "rawstream", "/chat", "rawstream serve with its defaults, and the source that all Python peers share."
-    ),
+    _peer("rawstream", "/chat", "rawstream serve with its defaults, and the source that all Python peers share."),
     _peer(
         "rawstream-broken",
         "/chat-broken",
         "Eager and unbounded: what most handlers do. The same process as rawstream.",
     ),
     _peer("rawstream-whole", "/chat-whole", "The whole answer first. The same process as rawstream."),
-    _peer(
-        "rawstream-drain", "/chat-drain", "await drain() with default buffers. The same process as rawstream."
-    ),
+    _peer("rawstream-drain", "/chat-drain", "await drain() with default buffers. The same process as rawstream."),
     _peer(
         "rawstream-mock",
         "/chat",

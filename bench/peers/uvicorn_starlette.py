@@ -32,10 +32,7 @@ def _peer(http: str) -> Peer:
         paths=SERVER_PATHS,
         version=version,
         missing=missing,
-        notes=(
-            f"Starlette's documentation: StreamingResponse over a generator. uvicorn --http {http} --loop "
-            "uvloop."
-        ),
+        notes=(f"Starlette's documentation: StreamingResponse over a generator. uvicorn --http {http} --loop uvloop."),
     )
 
 
