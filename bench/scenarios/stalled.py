@@ -12,7 +12,10 @@ from bench.scenarios.base import PATIENT, Bench, Column, Goal, Scale, Scenario, 
 from bench.trend import plateau, trend
 
 CLIENTS: Final = {"full": (250, 500), "short": (250, 500), "toy": (20,)}
-SECONDS: Final = {"full": 20.0, "short": 8.0, "toy": 2.5}
+LEAST: Final = {"full": 15.0, "short": 8.0, "toy": 2.5}
+MOST: Final = {"full": 150.0, "short": 20.0, "toy": 2.5}
+"""Seconds: as long as memory still rises, up to the second of these."""
+BATCH: Final = 64
 KIB: Final = 1024
 
 
@@ -20,8 +23,9 @@ class Stalled(Scenario):
     name = "stalled"
     title = "Stalled: clients that read nothing"
     about = (
-        "Each client sends its request and never reads; its SO_RCVBUF is 4096, set before connect. The source is endless and unpaced, and "
-        "suspends once per token. Process memory is the growth over the server's level after warm-up, per client; “kernel” is what "
+        "Each client sends its request and never reads; its SO_RCVBUF is 4096, set before connect. The source is endless and unpaced: "
+        f"it yields batches of {BATCH} tokens, so that even megabytes of buffer fill within the run, or single tokens, and suspends after each. "
+        f"A run lasts {LEAST['full']:g} s, and up to {MOST['full']:g} s while memory still rises ({LEAST['short']:g} to {MOST['short']:g} s in the short form). Process memory is the growth over the server's level after warm-up, per client; “kernel” is what "
         "waits in the send queues of the server's own kernel, per client; “ahead” are the tokens that were taken from the source, "
         "per client, though nobody read one. rawstream's stall timeout is set to an hour here: what is measured is what it *holds*, not that "
         "it cuts such clients after 30 s by default."
@@ -36,6 +40,8 @@ class Stalled(Scenario):
     goals = (
         Goal("500 clients", "process_kib", "<=", 16, "at most 16 KiB of process memory per stalled client"),
         Goal("500 clients", "kernel_kib", "<=", 8, "at most 8 KiB in the kernel per stalled client"),
+        Goal("500 clients, single tokens", "process_kib", "<=", 16, "at most 16 KiB of process memory per stalled client (single tokens)"),
+        Goal("500 clients, single tokens", "kernel_kib", "<=", 8, "at most 8 KiB in the kernel per stalled client (single tokens)"),
     )
     repeats = {"full": 2, "short": 1, "toy": 1}
     series = (("total", "memory and kernel queues while clients read nothing", "MiB"),)
@@ -47,26 +53,29 @@ class Stalled(Scenario):
     )
 
     def parts(self, scale: Scale) -> Sequence[str]:
-        return tuple(f"{count} clients" for count in CLIENTS[scale])
+        return (*(f"{count} clients" for count in CLIENTS[scale]), f"{CLIENTS[scale][-1]} clients, single tokens")
 
     def wants(self, peer: Peer, part: str) -> bool:
         return super().wants(peer, part) or peer.name in ("rawstream-broken", "rawstream-drain")
 
     def estimate(self, scale: Scale) -> float:
-        return SECONDS[scale] + 5
+        return (LEAST[scale] + MOST[scale]) / 2 + 4
 
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
-        count, seconds = int(part.split()[0]), SECONDS[bench.scale]
-        mock = {"tokens": None, "tokens_per_second": None, "batch": 1, "suspend": True}
+        count, least, most = int(part.split()[0]), LEAST[bench.scale], MOST[bench.scale]
+        batch = 1 if part.endswith("single tokens") else BATCH
+        mock = {"tokens": None, "tokens_per_second": None, "batch": batch, "suspend": True}
         with bench.server(peer, env=PATIENT) as server, bench.generator() as generator:
             request = chat_request(peer.paths["chat"], mock)
             pulled_before, base = server.pulled() or 0, server.resident()
-            sampler = server.sampler(every=seconds / 40, guard=bench.guard)
+            sampler = server.sampler(every=least / 40, guard=bench.guard)
             generator.group("stalled", count=count, mode="stalled", port=server.port, request=request, rcvbuf=4096, ramp_ms=500)
             generator.run()
-            ends = time.monotonic() + seconds
-            while time.monotonic() < ends and not sampler.guarded:
-                time.sleep(0.1)
+            began = time.monotonic()
+            while (seconds := time.monotonic() - began) < most and not sampler.guarded:
+                time.sleep(0.2)
+                if seconds >= least and not trend(sampler.samples.total, share=0.01).rising:
+                    break
             pulled = None if sampler.guarded else server.pulled()
             samples = sampler.stop()
             group = generator.stop()["groups"]["stalled"]
