@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import click
 from rich.console import Console
@@ -54,7 +54,7 @@ def _show_peers(console: Console, peers: dict[str, Peer]) -> None:
 
 
 def choose_peers(text: str | None, peers: dict[str, Peer]) -> dict[str, Peer]:
-    """The peers named in a comma-separated list, by name or beginning of a name; all (but ``rawstream-mock``) for None."""
+    """The peers of a comma-separated list, by name or its beginning; all (but ``rawstream-mock``) for None."""
     if not text:
         return {name: peer for name, peer in peers.items() if name != "rawstream-mock"}
     chosen: dict[str, Peer] = {}
@@ -74,7 +74,9 @@ def choose_scenarios(names: Sequence[str]) -> list[Scenario]:
         return list(scenarios.values())
     for name in names:
         if name not in scenarios:
-            raise click.BadParameter(f"no scenario is called {name!r}; there are {', '.join(scenarios)}", param_hint="SCENARIO")
+            raise click.BadParameter(
+                f"no scenario is called {name!r}; there are {', '.join(scenarios)}", param_hint="SCENARIO"
+            )
     return [scenario for name, scenario in scenarios.items() if name in names]
 
 
@@ -83,9 +85,19 @@ def choose_scenarios(names: Sequence[str]) -> list[Scenario]:
 @click.option("--peers", "peer_names", help="Comma-separated names, or beginnings of names. Default: all.")
 @click.option("--short", is_flag=True, help="One round and shorter runs: a first look, not a result.")
 @click.option("--toy", is_flag=True, hidden=True, help="As small as can be: shows that it runs.")
-@click.option("--repeats", type=click.IntRange(1, 50), help="Rounds per measurement (default: the scenario's own, 1 to 3).")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results. Default: bench/results/<date>. An existing one is added to.")
-@click.option("--python-generator", is_flag=True, help="Use the slow generator in Python (also what happens without a C compiler).")
+@click.option(
+    "--repeats", type=click.IntRange(1, 50), help="Rounds per measurement (default: the scenario's own, 1 to 3)."
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the results. Default: bench/results/<date>. An existing one is added to.",
+)
+@click.option(
+    "--python-generator",
+    is_flag=True,
+    help="Use the slow generator in Python (also what happens without a C compiler).",
+)
 @click.option("--plots/--no-plots", default=True, help="Draw plots at the end.")
 def run(
     scenario: tuple[str, ...], peer_names: str | None, short: bool, toy: bool, repeats: int | None, out: Path | None,
@@ -94,7 +106,7 @@ def run(
     """Measure one or more scenarios, or all of them."""
     console = Console()
     _check_host()
-    scale = cast(Scale, "toy" if toy else "short" if short else "full")
+    scale: Scale = "toy" if toy else "short" if short else "full"
     scenarios = choose_scenarios(scenario)
     peers = choose_peers(peer_names, all_peers())
     folder = out or RESULTS / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
@@ -115,7 +127,9 @@ def run(
     able = [peer for name, peer in peers.items() if name not in missing]
     steps = plan(scenarios, able, scale, repeats)
     if not steps:
-        raise click.ClickException("nothing to measure: none of these peers takes part in these scenarios, or all are missing")
+        raise click.ClickException(
+            "nothing to measure: none of these peers takes part in these scenarios, or all are missing"
+        )
     estimate = sum(step.scenario.estimate(scale) for step in steps)
     console.print(f"{len(steps)} measurements, about {max(1, round(estimate / 60))} minutes; results in {folder}")
     _run(console, steps, results, folder, scale, python_generator)
@@ -124,7 +138,9 @@ def run(
 
 def _check_host() -> None:
     if not sys.platform.startswith("linux"):
-        raise click.ClickException("the harness needs Linux: it reads /proc and asks the kernel for its queues (NETLINK_SOCK_DIAG)")
+        raise click.ClickException(
+            "the harness needs Linux: it reads /proc and asks the kernel for its queues (NETLINK_SOCK_DIAG)"
+        )
 
 
 def _compile(console: Console) -> None:
@@ -149,14 +165,20 @@ def _run(
         task = progress.add_task("starting", total=len(steps))
 
         def before(step: Step) -> None:
-            progress.update(task, description=f"{step.scenario.name} · {step.part} · {step.peer.name} · round {step.round + 1}")
+            progress.update(
+                task, description=f"{step.scenario.name} · {step.part} · {step.peer.name} · round {step.round + 1}"
+            )
 
         def after(step: Step, found: Measurement) -> None:
             progress.advance(task)
             if found.failure:
-                progress.console.print(f"[red]failed:[/red] {found.scenario} · {found.part} · {found.peer}: {found.failure[:400]}")
+                progress.console.print(
+                    f"[red]failed:[/red] {found.scenario} · {found.part} · {found.peer}: {found.failure[:400]}"
+                )
             elif found.marks:
-                progress.console.print(f"[yellow]note:[/yellow] {found.scenario} · {found.part} · {found.peer}: {'; '.join(found.marks)}")
+                progress.console.print(
+                    f"[yellow]note:[/yellow] {found.scenario} · {found.part} · {found.peer}: {'; '.join(found.marks)}"
+                )
 
         try:
             run_steps(
@@ -208,12 +230,20 @@ def show(console: Console, results: Results) -> None:
         colours = {True: "green", False: "red", None: "yellow"}
         for verdict in verdicts:
             word = verdict.word.strip("*") + (f": {verdict.why_not}" if verdict.why_not else "")
-            table.add_row(verdict.scenario, verdict.goal.label, verdict.measured, verdict.bound, f"[{colours[verdict.reached]}]{word}[/]")
+            table.add_row(
+                verdict.scenario,
+                verdict.goal.label,
+                verdict.measured,
+                verdict.bound,
+                f"[{colours[verdict.reached]}]{word}[/]",
+            )
         console.print(table)
 
 
 @main.command("report")
-@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="[DIR]")
+@click.argument(
+    "folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="[DIR]"
+)
 @click.option("--readme", is_flag=True, help="Print the tables for the README instead.")
 @click.option("--plots/--no-plots", default=True, help="Draw the plots again.")
 def report_again(folder: Path | None, readme: bool, plots: bool) -> None:

@@ -48,8 +48,17 @@ def _first_line(*argv: str) -> str:
 
 def environment() -> dict[str, Any]:
     """Kernel, CPU, memory, versions and the kernel settings on which the figures depend."""
-    model = next((line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")), "?")
-    memory = next((int(line.split()[1]) // 1024 for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal")), 0)
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in _read("/proc/cpuinfo").splitlines()
+            if line.startswith("model name")
+        ),
+        "?",
+    )
+    memory = next(
+        (int(line.split()[1]) // 1024 for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal")), 0
+    )
     packages = {}
     for name in ("rawstream", "uvloop", "h11", "msgspec"):
         try:
@@ -66,7 +75,13 @@ def environment() -> dict[str, Any]:
         "compiler": _first_line("cc", "--version"),
         "sysctl": {
             name: _read(f"/proc/sys/net/{name.replace('.', '/')}")
-            for name in ("ipv4.tcp_wmem", "ipv4.tcp_rmem", "core.wmem_max", "ipv4.tcp_congestion_control", "ipv4.tcp_notsent_lowat")
+            for name in (
+                "ipv4.tcp_wmem",
+                "ipv4.tcp_rmem",
+                "core.wmem_max",
+                "ipv4.tcp_congestion_control",
+                "ipv4.tcp_notsent_lowat",
+            )
         },
         "load_before": os.getloadavg()[0],
     }

@@ -60,7 +60,8 @@ def thin_pipe(rate_bits: int = 400_000) -> Iterator[ThinPipe]:
             _ip("ip", "netns", "add", name)
             _ip("ip", "-n", name, "link", "set", "lo", "up")
         _ip(
-            "ip", "link", "add", "thin0", "netns", pipe.server, "type", "veth", "peer", "name", "thin1", "netns", pipe.client
+            "ip", "link", "add", "thin0", "netns", pipe.server,
+            "type", "veth", "peer", "name", "thin1", "netns", pipe.client,
         )  # fmt: skip
         _ip("ip", "-n", pipe.server, "addr", "add", "10.213.0.1/24", "dev", "thin0")
         _ip("ip", "-n", pipe.client, "addr", "add", "10.213.0.2/24", "dev", "thin1")

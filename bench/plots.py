@@ -1,8 +1,9 @@
-"""The pictures: bars per figure, lines over time; PNG for the report, SVG for everything else. Needs matplotlib (extra ``bench``)."""
+"""The pictures: bars per figure, lines over time; PNG for the report, SVG too. Needs matplotlib (extra ``bench``)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,23 @@ def draw(results: Results, folder: Path) -> list[str]:
 
     for scenario in present(results):
         for part in results.parts(scenario.name):
-            mark = f"{scenario.name}.{''.join(c if c.isalnum() else '-' for c in part)}"
+            mark = f"{scenario.name}.{_plain(part)}"
             for key in scenario.bars:
                 bars = _bars(results, scenario, part, key)
                 if bars:
-                    save(f"{mark}.{key}", lambda axes, bars=bars, key=key, part=part: _paint_bars(axes, results, scenario, part, key, bars), 0.9 + 0.32 * len(bars))
+                    paint = partial(_paint_bars, results=results, scenario=scenario, part=part, key=key, bars=bars)
+                    save(f"{mark}.{key}", paint, 0.9 + 0.32 * len(bars))
             for key, title, unit in scenario.series:
                 lines = _lines(results, scenario, part, key)
                 if lines:
-                    save(f"{mark}.{''.join(c if c.isalnum() else '-' for c in key)}", lambda axes, lines=lines, title=title, unit=unit, key=key, part=part: _paint_lines(axes, results, lines, f"{title} ({part})", unit, key), 4.6)
+                    title = f"{title} ({part})"
+                    paint = partial(_paint_lines, results=results, lines=lines, title=title, unit=unit, key=key)
+                    save(f"{mark}.{_plain(key)}", paint, 4.6)
     return names
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text)
 
 
 def _bars(results: Results, scenario: Scenario, part: str, key: str) -> list[tuple[str, float, float, float]]:
@@ -70,7 +78,9 @@ def _bars(results: Results, scenario: Scenario, part: str, key: str) -> list[tup
     return found
 
 
-def _paint_bars(axes: Any, results: Results, scenario: Scenario, part: str, key: str, bars: list[tuple[str, float, float, float]]) -> None:
+def _paint_bars(
+    axes: Any, results: Results, scenario: Scenario, part: str, key: str, bars: list[tuple[str, float, float, float]]
+) -> None:
     column = next(column for column in scenario.columns if column.key == key)
     bars = sorted(bars, key=lambda bar: bar[1], reverse=column.better != "more")
     colours = [colour(peer, results.peers.get(peer, {}).get("kind")) for peer, *_ in bars]
@@ -81,7 +91,9 @@ def _paint_bars(axes: Any, results: Results, scenario: Scenario, part: str, key:
     if scenario.log_bars and len(positive) == len(values) and max(positive) > 20 * min(positive):
         axes.set_xscale("log")
     for y, value in enumerate(values):
-        axes.annotate(f" {value:,.{0 if value >= 1000 else column.digits}f}", (max(value, 0), y), va="center", fontsize=8)
+        axes.annotate(
+            f" {value:,.{0 if value >= 1000 else column.digits}f}", (max(value, 0), y), va="center", fontsize=8
+        )
     axes.margins(x=0.12)
     better = {"less": " (less is better)", "more": " (more is better)", None: ""}[column.better]
     axes.set_xlabel(f"{column.label}{f', {column.unit}' if column.unit else ''}{better}")
@@ -97,7 +109,9 @@ def _lines(results: Results, scenario: Scenario, part: str, key: str) -> list[tu
     return found
 
 
-def _paint_lines(axes: Any, results: Results, lines: list[tuple[str, list[tuple[float, float]]]], title: str, unit: str, key: str) -> None:
+def _paint_lines(
+    axes: Any, results: Results, lines: list[tuple[str, list[tuple[float, float]]]], title: str, unit: str, key: str
+) -> None:
     most = 0.0
     law = key.startswith("growth:")
     for peer, points in lines:
@@ -106,8 +120,14 @@ def _paint_lines(axes: Any, results: Results, lines: list[tuple[str, list[tuple[
         most = max([most, *values])
         kind = results.peers.get(peer, {}).get("kind")
         mine = colour(peer, kind) != OTHERS
-        axes.plot([x for x, _ in points], values, label=peer, linewidth=2.2 if mine else 1.2, marker="o" if law else None,
-                  color=colour(peer, kind) if mine else None)  # fmt: skip
+        axes.plot(
+            [x for x, _ in points],
+            values,
+            label=peer,
+            linewidth=2.2 if mine else 1.2,
+            marker="o" if law else None,
+            color=colour(peer, kind) if mine else None,
+        )
     if not law and most > 200:
         axes.set_yscale("symlog", linthresh=50)
     axes.set_ylim(bottom=0)
@@ -115,5 +135,3 @@ def _paint_lines(axes: Any, results: Results, lines: list[tuple[str, list[tuple[
     axes.set_ylabel(unit)
     axes.set_title(title, fontsize=10)
     axes.legend(fontsize=7, ncol=2)
-
-

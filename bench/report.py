@@ -1,6 +1,7 @@
 """The report: Markdown for reading, a table for the terminal, a table for the README. Made from results.json alone.
 
-Rule 1: medians with min–max over the repeats that count; a run whose generator was the bottleneck does not count, and says so.
+Rule 1: medians with min–max over the repeats that count; a run whose generator was the bottleneck does not
+        count, and says so.
 Rule 2: every goal is judged, also the missed ones; one that cannot be judged says why.
 Rule 3: where a peer is ahead of rawstream, the report says so, by how much, and why.
 """
@@ -71,7 +72,9 @@ def judge(results: Results, scenario: Scenario) -> Iterator[Verdict]:
         if goal.of is not None:
             other = results.spread(scenario.name, goal.part, goal.of, goal.key)
             bound = goal.limit * other.median if other else None
-            text = f"{sign} {goal.limit:g} × {goal.of}" + (f" = {number(bound, column.digits)}" if bound is not None else "")
+            text = f"{sign} {goal.limit:g} × {goal.of}" + (
+                f" = {number(bound, column.digits)}" if bound is not None else ""
+            )
             if other is None:
                 why_not = absence(results, scenario.name, goal.part, goal.of)
         if measured is None:
@@ -79,7 +82,14 @@ def judge(results: Results, scenario: Scenario) -> Iterator[Verdict]:
         reached = None
         if measured is not None and bound is not None:
             reached = measured.median <= bound if goal.relation == "<=" else measured.median >= bound
-        yield Verdict(scenario.name, goal, reached, cell(measured, column) + (f" {column.unit}" if column.unit and measured else ""), text, why_not)
+        yield Verdict(
+            scenario.name,
+            goal,
+            reached,
+            cell(measured, column) + (f" {column.unit}" if column.unit and measured else ""),
+            text,
+            why_not,
+        )
 
 
 def absence(results: Results, scenario: str, part: str, peer: str) -> str:
@@ -167,14 +177,22 @@ def winners(results: Results, scenario: Scenario, part: str) -> list[str]:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join("---" if i == 0 else "--:" for i in range(len(header))) + "|"]
+    lines = [
+        "| " + " | ".join(header) + " |",
+        "|" + "|".join("---" if i == 0 else "--:" for i in range(len(header))) + "|",
+    ]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def markdown(results: Results, plots: Sequence[str] = ()) -> str:
     """The whole report."""
     env, settings = results.environment, results.settings
-    lines = ["# rawstream beside the servers people use", "", f"Run on {settings.get('date', '?')}, scale “{settings.get('scale')}”.", ""]
+    lines = [
+        "# rawstream beside the servers people use",
+        "",
+        f"Run on {settings.get('date', '?')}, scale “{settings.get('scale')}”.",
+        "",
+    ]
     lines += ["## What was to be reached", ""]
     verdicts = [verdict for scenario in present(results) for verdict in judge(results, scenario)]
     lines += markdown_table(
@@ -196,20 +214,29 @@ def markdown(results: Results, plots: Sequence[str] = ()) -> str:
             lines.append("")
         if scenario.wins and any(winners(results, scenario, part) for part in results.parts(scenario.name)):
             lines += [f"*Why a peer may be ahead:* {scenario.wins}", ""]
-        lines += [f"![{plot}]({plot})" for plot in plots if plot.startswith(f"{scenario.name}.") and plot.endswith(".png")]
+        lines += [
+            f"![{plot}]({plot})" for plot in plots if plot.startswith(f"{scenario.name}.") and plot.endswith(".png")
+        ]
     lines += ["", "## How it was measured", "", *conditions(results), "", "### The machine", ""]
     lines += [
         f"* kernel {env.get('kernel')}, {env.get('cpu')}, {env.get('memory_mib')} MiB",
-        f"* Python {env.get('python')}; {', '.join(f'{k} {v}' for k, v in env.get('packages', {}).items())}; Node {env.get('node')}; {env.get('compiler')}",
+        f"* Python {env.get('python')}; {', '.join(f'{k} {v}' for k, v in env.get('packages', {}).items())}; Node "
+        f"{env.get('node')}; {env.get('compiler')}",
         f"* {'; '.join(f'{k} = {v}' for k, v in env.get('sysctl', {}).items())}",
-        f"* load average before the run: {env.get('load_before', 0):.2f} (a busy machine gives worse figures to everybody)",
+        f"* load average before the run: {env.get('load_before', 0):.2f} (a busy machine gives worse figures to "
+        "everybody)",
         f"* settings: {', '.join(f'{k} = {v}' for k, v in settings.items())}",
         "", "### The peers", "",
     ]  # fmt: skip
     lines += markdown_table(
         ["peer", "kind", "version", "how it is configured"],
         [
-            [name, str(about["kind"]), str(about["version"] or f"MISSING: {about['missing']}"), str(about["notes"]).replace("|", "\\|")]
+            [
+                name,
+                str(about["kind"]),
+                str(about["version"] or f"MISSING: {about['missing']}"),
+                str(about["notes"]).replace("|", "\\|"),
+            ]
             for name, about in results.peers.items()
         ],
     )
@@ -220,16 +247,26 @@ def conditions(results: Results) -> list[str]:
     """The rules of the measurement, in words."""
     settings = results.settings
     return [
-        f"* Servers run on core {settings.get('server_core')}, the load generator on {settings.get('generator_core')}, the fake upstream on {settings.get('upstream_core')}. "
-        "Each server has one worker and a fresh process for each measurement, warmed up by 20 short answers.",
-        "* Rounds are interleaved between the peers, their order is reversed every other round; figures are medians (min–max) over the rounds.",
-        "* A run whose generator used 90 % or more of its core is marked “generator-bound” and left out of every figure.",
-        "* CPU is user + system time of the whole process tree; memory is resident memory (proportional where a tree shares pages) *and* the bytes in the send queues of the server's kernel.",
-        "* Clients set SO_RCVBUF, where it is given, before connect(). Every token of every stream is compared with the expected one, in order; a stream counts as complete only with "
-        "its terminal event, a clean end of body, and the number of tokens asked for.",
-        "* All servers of Python share one source (`bench/peers/_source.py`); Node's and Go's are the same, line by line.",
+        f"* Servers run on core {settings.get('server_core')}, the load generator on "
+        f"{settings.get('generator_core')}, the fake upstream on {settings.get('upstream_core')}. Each server has one "
+        "worker and a fresh process for each measurement, warmed up by 20 short answers.",
+        "* Rounds are interleaved between the peers, their order is reversed every other round; figures are medians "
+        "(min–max) over the rounds.",
+        "* A run whose generator used 90 % or more of its core is marked “generator-bound” and left out of every "
+        "figure.",
+        "* CPU is user + system time of the whole process tree; memory is resident memory (proportional where a tree "
+        "shares pages) *and* the bytes in the send queues of the server's kernel.",
+        "* Clients set SO_RCVBUF, where it is given, before connect(). Every token of every stream is compared with "
+        "the expected one, in order; a stream counts as complete only with its terminal event, a clean end of body, "
+        "and the number of tokens asked for.",
+        "* All servers of Python share one source (`bench/peers/_source.py`); Node's and Go's are the same, line by "
+        "line.",
         f"* {RULE}",
-        *[f"* Not in this run: {name} ({about['missing']})." for name, about in results.peers.items() if about["missing"]],
+        *[
+            f"* Not in this run: {name} ({about['missing']})."
+            for name, about in results.peers.items()
+            if about["missing"]
+        ],
     ]
 
 
@@ -266,10 +303,28 @@ def readme(results: Results) -> str:
     for peer in results.peers:
         cells = [results.spread(name, part, peer, column.key) for name, part, column in keys]
         if any(cells):
-            rows.append([peer, *(number(c.median, column.digits) if c else "–" for c, (_, _, column) in zip(cells, keys, strict=True))])
+            rows.append(
+                [
+                    peer,
+                    *(
+                        number(c.median, column.digits) if c else "–"
+                        for c, (_, _, column) in zip(cells, keys, strict=True)
+                    ),
+                ]
+            )
     verdicts = [verdict for scenario in present(results) for verdict in judge(results, scenario)]
     lines = markdown_table(heads, rows)
-    lines += ["", *markdown_table(["goal", "measured", "bound", "verdict"], [[f"{v.scenario}: {v.goal.label}", v.measured, v.bound, v.word] for v in verdicts])]
+    lines += [
+        "",
+        *markdown_table(
+            ["goal", "measured", "bound", "verdict"],
+            [[f"{v.scenario}: {v.goal.label}", v.measured, v.bound, v.word] for v in verdicts],
+        ),
+    ]
     env = results.environment
-    lines += ["", f"Measured on {env.get('cpu')}, {env.get('kernel')}, Python {env.get('python')}; medians, `python -m bench run all`."]
+    lines += [
+        "",
+        f"Measured on {env.get('cpu')}, {env.get('kernel')}, Python {env.get('python')}; medians, `python -m bench "
+        "run all`.",
+    ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Runs scenarios fairly: rounds interleaved between peers, the order reversed every other round, a fresh process each time.
+"""Runs scenarios fairly: rounds interleaved between peers, order reversed every other round, a fresh process each.
 
 Rule 1: a peer that fails is a result ("failed: why"), not the end of the run.
 Rule 2: results are saved after every measurement; an interrupted run is a shorter one.

@@ -1,10 +1,11 @@
 """What a process tree costs: CPU time, memory, and the kernel's send queues of its sockets. Linux only.
 
 Rule 1: CPU is user + system time of the whole tree, from /proc (10 ms steps).
-Rule 2: memory is resident memory *and* what the kernel holds for it in socket buffers: a server that fills the kernel's
-        buffers has not saved anything.
-Rule 3: kernel queues come from the kernel itself (NETLINK_SOCK_DIAG), not from a guess: `queued` is bytes written by the server
-        and not yet acknowledged by the client's kernel, `held` is what the kernel charges for them (SK_MEMINFO wmem_queued).
+Rule 2: memory is resident memory *and* what waits in the kernel's socket buffers: a server that fills those has
+        not saved anything.
+Rule 3: kernel queues come from the kernel itself (NETLINK_SOCK_DIAG), not from a guess: ``queued`` is bytes written
+        by the server and not yet acknowledged by the client's kernel, ``held`` is the memory that the kernel
+        charges for them (SK_MEMINFO wmem_queued).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of the tree. Pages that several of its processes share are counted once (PSS) when it has several."""
+    """Resident memory of the tree; pages that several of its processes share are counted once (PSS)."""
     tree = process_tree(pid)
     total = 0
     for each in tree:
@@ -104,7 +105,9 @@ class KernelQueues:
     def of_port(self, port: int, *, remote: bool = False) -> Queues:
         """Totals over the connections of this local port (the server's side), or remote port (its clients')."""
         with self._lock:
-            request = struct.pack("=BBBBI", socket.AF_INET, socket.IPPROTO_TCP, 1 << (_SKMEMINFO - 1), 0, _STATES) + bytes(48)
+            request = struct.pack(
+                "=BBBBI", socket.AF_INET, socket.IPPROTO_TCP, 1 << (_SKMEMINFO - 1), 0, _STATES
+            ) + bytes(48)
             # flags: NLM_F_REQUEST | NLM_F_DUMP
             self._socket.send(struct.pack("=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, 0x301, 1, 0) + request)
             sockets = queued = held = unread = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -51,8 +52,8 @@ def completion_request(path: str, host: str = "bench") -> str:
 
 def _post(path: str, body: str, host: str) -> str:
     return (
-        f"POST {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: bench\r\naccept: text/event-stream\r\n"
-        f"authorization: Bearer sk-bench\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+        f"POST {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: bench\r\naccept: text/event-stream\r\nauthorization: "
+        f"Bearer sk-bench\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
     )
 
 
@@ -75,7 +76,10 @@ class Server:
         folder = Path(self._folder.name)
         self.events_file = folder / "events"
         self.context: PeerContext = make_context(
-            self.port, folder, upstream_url=upstream_url, env={"BENCH_EVENTS_FILE": str(self.events_file), **(env or {})}
+            self.port,
+            folder,
+            upstream_url=upstream_url,
+            env={"BENCH_EVENTS_FILE": str(self.events_file), **(env or {})},
         )
         self._namespace = namespace
         chosen = set(cores)
@@ -176,10 +180,8 @@ class Server:
                 data += chunk
                 head, blank, body = data.partition(b"\r\n\r\n")
                 if blank:
-                    length = next(
-                        (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), None
-                    )  # fmt: skip
-                    if length is not None and len(body) >= length:
+                    stated = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+                    if stated and len(body) >= int(stated[1]):
                         break
         head, blank, body = data.partition(b"\r\n\r\n")
         if not blank or b" 200 " not in head.split(b"\r\n")[0]:
@@ -196,7 +198,7 @@ class Server:
         return body
 
     def pulled(self) -> int | None:
-        """Tokens taken from the source since the start, over all streams; None when it cannot say (or does not answer)."""
+        """Tokens taken from the source since the start, over all streams; None when it cannot or does not say."""
         if self.peer.stats is None:
             return None
         try:
@@ -217,7 +219,9 @@ class Server:
                     while b"[DONE]" not in data:
                         chunk = link.recv(65536)
                         if not chunk:
-                            raise ServerFailed(f"{self.peer.name} gave no whole answer: {data[-300:]!r} {self.output()}")
+                            raise ServerFailed(
+                                f"{self.peer.name} gave no whole answer: {data[-300:]!r} {self.output()}"
+                            )
                         data += chunk
 
     def events(self) -> list[tuple[str, str, int, int]]:
@@ -252,5 +256,7 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -1,9 +1,10 @@
 """Is it rising, or level? And the other arithmetic of series and repeats. Pure: numbers in, numbers out.
 
-The rule (it stands in every report): look at the second half of the run only, so that filling the buffers once is not held
-against anybody. Draw the robust line through it (Theil-Sen: the median of the slopes between all pairs of samples). The series
-RISES when that line climbs, over the second half, by more than 1 MiB and more than 3 % of its median there; otherwise it is
-LEVEL. A run that the harness had to stop because the server passed the memory guard rises by definition.
+The rule (it stands in every report): look at the second half of the run only, so that filling the buffers once is
+not held against anybody. Draw the robust line through it (Theil-Sen: the median of the slopes between all pairs of
+samples). The series RISES when that line climbs, over the second half, by more than 1 MiB and more than 3 % of its
+median there; otherwise it is LEVEL. A run that the harness had to stop because the server passed the memory guard
+rises by definition.
 """
 
 from __future__ import annotations
@@ -42,9 +43,7 @@ def slope(series: Series) -> float:
     if len(series) > 200:  # all pairs are quadratic; 200 points say as much
         step = len(series) / 200
         series = [series[int(i * step)] for i in range(200)]
-    slopes = [
-        (y2 - y1) / (x2 - x1) for i, (x1, y1) in enumerate(series) for x2, y2 in series[i + 1 :] if x2 > x1
-    ]
+    slopes = [(y2 - y1) / (x2 - x1) for i, (x1, y1) in enumerate(series) for x2, y2 in series[i + 1 :] if x2 > x1]
     return statistics.median(slopes) if slopes else 0.0
 
 

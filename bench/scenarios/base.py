@@ -25,7 +25,7 @@ from bench.serving import Server, chat_request, completion_request
 Scale = Literal["full", "short", "toy"]
 
 PATIENT = {"RAWSTREAM_STALL_TIMEOUT": "3600"}
-"""Where stalled clients are the workload, rawstream must not cut them after its default 30 s: what is measured is what it holds."""
+"""Where stalled clients are the workload, rawstream must not cut them after its default 30 s."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Final
 
 from bench.peers import Peer, autocannon
@@ -20,10 +21,11 @@ class Control(Scenario):
     name = "control"
     title = "Control: autocannon with fast readers, which shows nothing"
     about = (
-        f"autocannon, {CONNECTIONS} connections, answers of {TOKENS} unpaced tokens: the load test that most tutorials print. It reads as fast as it can, so nothing ever waits anywhere: "
-        "a server that buffers without bound and one that never holds more than 8 KiB look alike in it. Their difference appears only when somebody reads "
-        "*slowly* (scenarios stalled, slow_fifth, thin_pipe). It checks no token, counts whole answers only, and autocannon itself is often the bottleneck "
-        "(it runs on one core, and is not excluded here)."
+        f"autocannon, {CONNECTIONS} connections, answers of {TOKENS} unpaced tokens: the load test that most "
+        "tutorials print. It reads as fast as it can, so nothing ever waits anywhere: a server that buffers without "
+        "bound and one that never holds more than 8 KiB look alike in it. Their difference appears only when "
+        "somebody reads *slowly* (scenarios stalled, slow_fifth, thin_pipe). It checks no token, counts whole "
+        "answers only, and autocannon itself is often the bottleneck (it runs on one core, and is not excluded here)."
     )
     columns = (
         Column("requests_per_second", "answers/s", "", "more", 0, ratio=True),
@@ -31,9 +33,9 @@ class Control(Scenario):
         Column("grown_mib", "memory grown", "MiB", "less", 1),
         Column("failed", "failed", "answers", "less", 0),
     )
-    part_titles = {"fast readers": "50 fast readers"}
+    part_titles = MappingProxyType({"fast readers": "50 fast readers"})
     bars = ("requests_per_second", "grown_mib")
-    repeats = {"full": 1, "short": 1, "toy": 1}
+    repeats = MappingProxyType({"full": 1, "short": 1, "toy": 1})
     wins = "This measures how fast a server can be pulled empty, which no reader of an LLM's answer ever does."
 
     def parts(self, scale: Scale) -> Sequence[str]:
@@ -53,7 +55,10 @@ class Control(Scenario):
                 return
             base = server.resident()
             sampler = server.sampler(every=0.25, guard=bench.guard)
-            body = {"prompt": "bench", "mock": {"tokens": TOKENS, "tokens_per_second": None, "batch": 1, "suspend": True}}
+            body = {
+                "prompt": "bench",
+                "mock": {"tokens": TOKENS, "tokens_per_second": None, "batch": 1, "suspend": True},
+            }
             url = f"http://127.0.0.1:{server.port}{peer.paths['chat']}"
             pinned = ("taskset", "-c", ",".join(str(core) for core in sorted(bench.cores.generator)))
             try:

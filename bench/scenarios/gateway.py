@@ -1,9 +1,10 @@
-"""Between a client and a model server: what a relayed token costs, what it adds, and whether a stalled client is felt upstream."""
+"""Between a client and a model: what a relayed token costs and adds, and whether a stalled client is felt upstream."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Final
 
 from bench.peers import Peer
@@ -18,12 +19,11 @@ from bench.scenarios.base import (
     Scale,
     Scenario,
     check_answers,
-    completion_request,
     mark_bottleneck,
     ms,
     tokens_of,
 )
-from bench.serving import Server
+from bench.serving import Server, completion_request
 from bench.trend import plateau
 
 SECONDS: Final = {"full": 6.0, "short": 3.0, "toy": 0.6}
@@ -32,7 +32,7 @@ PACED: Final = {"full": 200, "short": 200, "toy": 10}
 RATE: Final = 50
 ALONE: Final = {"full": 1000, "short": 300, "toy": 20}
 STALLED: Final = {"full": 200, "short": 200, "toy": 10}
-STALLED_SECONDS: Final = {"full": 15.0, "short": 8.0, "toy": 1.5}
+STALLED_SECONDS: Final = {"full": 15.0, "short": 8.0, "toy": 1.0}
 KIB: Final = 1024
 
 
@@ -40,18 +40,22 @@ class Gateway(Scenario):
     name = "gateway"
     title = "Gateway: relaying a fast upstream"
     about = (
-        "The upstream is a C program that speaks OpenAI's streaming wire as fast as its socket takes it, one HTTP chunk per event. CPU is the gateway's process tree alone. "
-        f"“Paced”: {PACED['full']} streams × {RATE} tokens/s. “Added first token”: one request at a time on a kept-alive connection, {ALONE['full']:,} of them, through the gateway "
-        "and directly to the upstream; the figure is the difference of the two. “Stalled”: "
-        f"{STALLED['full']} clients that read nothing (SO_RCVBUF 4096) of an endless, unpaced answer; “rid of” is what the upstream got rid of per client (taken by its kernel, minus "
-        "what still waits there), “beyond the client” is that minus what lies unread in the client's own kernel."
+        "The upstream is a C program that speaks OpenAI's streaming wire as fast as its socket takes it, one HTTP "
+        f"chunk per event. CPU is the gateway's process tree alone. “Paced”: {PACED['full']} streams × {RATE} "
+        f"tokens/s. “Added first token”: one request at a time on a kept-alive connection, {ALONE['full']:,} of them, "
+        "through the gateway and directly to the upstream; the figure is the difference of the two. “Stalled”: "
+        f"{STALLED['full']} clients that read nothing (SO_RCVBUF 4096) of an endless, unpaced answer; “rid of” is "
+        "what the upstream got rid of per client (taken by its kernel, minus what still waits there), “beyond the "
+        "client” is that minus what lies unread in the client's own kernel."
     )
-    part_titles = {
-        "unpaced": "50 unpaced streams",
-        "paced": "200 streams × 50 tokens/s",
-        "first": "added time to first token, alone",
-        "stalled": "200 stalled clients",
-    }
+    part_titles = MappingProxyType(
+        {
+            "unpaced": "50 unpaced streams",
+            "paced": "200 streams × 50 tokens/s",
+            "first": "added time to first token, alone",
+            "stalled": "200 stalled clients",
+        }
+    )
     columns = (
         Column("us_per_token", "CPU per relayed token", "µs", "less", 2, ratio=True),
         Column("tokens_per_second", "tokens/s", "", "more", 0),
@@ -70,14 +74,29 @@ class Gateway(Scenario):
         Goal("paced", "us_per_token", "<=", 27, "paced: at most 27 µs per token", peer="rawstream-gateway"),
         Goal("unpaced", "us_per_token", "<=", 2, "unpaced: at most 2 µs per token", peer="rawstream-gateway"),
         Goal("first", "added_p50_us", "<=", 250, "added first token: at most 250 µs (p50)", peer="rawstream-gateway"),
-        Goal("stalled", "beyond_kib", "<=", 64, "stalled: reading stops within 64 KiB beyond the client", peer="rawstream-gateway"),
-        Goal("stalled", "process_kib", "<=", 40, "stalled: at most 40 KiB of process memory per client", peer="rawstream-gateway"),
-    )  # fmt: skip
+        Goal(
+            "stalled",
+            "beyond_kib",
+            "<=",
+            64,
+            "stalled: reading stops within 64 KiB beyond the client",
+            peer="rawstream-gateway",
+        ),
+        Goal(
+            "stalled",
+            "process_kib",
+            "<=",
+            40,
+            "stalled: at most 40 KiB of process memory per client",
+            peer="rawstream-gateway",
+        ),
+    )
     bars = ("us_per_token", "added_p50_us", "process_kib", "rid_kib")
     log_bars = True
     wins = (
-        "nginx, Go's ReverseProxy and byte relays move bytes without looking at them: they do not know one token from the next, cannot tell a complete answer from a cut one, and "
-        "count nothing. rawstream parses every event, checks the end, and frames anew; that reading is what the extra µs are."
+        "nginx, Go's ReverseProxy and byte relays move bytes without looking at them: they do not know one token "
+        "from the next, cannot tell a complete answer from a cut one, and count nothing. rawstream parses every "
+        "event, checks the end, and frames anew; that reading is what the extra µs are."
     )
 
     def parts(self, scale: Scale) -> Sequence[str]:
@@ -104,14 +123,27 @@ class Gateway(Scenario):
                 self._stalled(bench, server, upstream, generator, request, found)
 
     def _relay(
-        self, bench: Bench, server: Server, upstream: Upstream, generator: Generator, request: str, found: Measurement, rate: int | None
-    ) -> None:  # fmt: skip
+        self,
+        bench: Bench,
+        server: Server,
+        upstream: Upstream,
+        generator: Generator,
+        request: str,
+        found: Measurement,
+        rate: int | None,
+    ) -> None:
         upstream.answer(tokens=None, rate=rate)
         count = (PACED if rate else UNPACED)[bench.scale]
         generator.group(
-            "clients", count=count, mode="fast", dialect="openai", port=server.port, request=request,
-            ramp_ms=1000 if rate else 0, rate=rate or 0,
-        )  # fmt: skip
+            "clients",
+            count=count,
+            mode="fast",
+            dialect="openai",
+            port=server.port,
+            request=request,
+            ramp_ms=1000 if rate else 0,
+            rate=rate or 0,
+        )
         generator.run()
         if generator.streaming(20) is None:
             found.marks.append("not every stream had its first token after 20 s")
@@ -144,7 +176,9 @@ class Gateway(Scenario):
         asked = ALONE[bench.scale]
         seen = {}
         for name, port in (("direct", upstream.port), ("through", server.port)):
-            generator.group(name, count=1, mode="short", dialect="openai", port=port, request=request, tokens=1, requests=asked)
+            generator.group(
+                name, count=1, mode="short", dialect="openai", port=port, request=request, tokens=1, requests=asked
+            )
             if name == "direct":
                 generator.run()
             ends = time.monotonic() + 60
@@ -174,7 +208,16 @@ class Gateway(Scenario):
         count, seconds = STALLED[bench.scale], STALLED_SECONDS[bench.scale]
         base, before = server.resident(), upstream.stats()
         sampler = server.sampler(every=seconds / 30, guard=bench.guard)
-        generator.group("stalled", count=count, mode="stalled", dialect="openai", port=server.port, request=request, rcvbuf=4096, ramp_ms=500)
+        generator.group(
+            "stalled",
+            count=count,
+            mode="stalled",
+            dialect="openai",
+            port=server.port,
+            request=request,
+            rcvbuf=4096,
+            ramp_ms=500,
+        )
         generator.run()
         gone: list[tuple[float, float]] = []
         began = time.monotonic()
@@ -182,7 +225,12 @@ class Gateway(Scenario):
         try:
             while time.monotonic() - began < seconds and not sampler.guarded:
                 stats = upstream.stats()
-                gone.append((round(time.monotonic() - began, 2), stats["bytes"] - stats["outq"] - (before["bytes"] - before["outq"])))
+                gone.append(
+                    (
+                        round(time.monotonic() - began, 2),
+                        stats["bytes"] - stats["outq"] - (before["bytes"] - before["outq"]),
+                    )
+                )
                 time.sleep(seconds / 30)
             unread = clients.of_port(server.port, remote=True).unread
         finally:
@@ -205,4 +253,6 @@ class Gateway(Scenario):
         if asked < count:
             found.marks.append(f"only {asked} of {count} requests reached the upstream")
         if group["connected"] < count or group["failed"]:
-            found.failure = f"{count - group['connected']} of {count} clients could not connect ({group['first_wrong']})"
+            found.failure = (
+                f"{count - group['connected']} of {count} clients could not connect ({group['first_wrong']})"
+            )

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Final
 
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, chat_request, check_answers
+from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers
+from bench.serving import chat_request
 
 STREAMS: Final = {"full": 2000, "short": 2000, "toy": 50}
-EVERY: Final = {"full": 15.0, "short": 15.0, "toy": 1.0}
+EVERY: Final = {"full": 15.0, "short": 15.0, "toy": 0.6}
 
 
 class Idle(Scenario):
     name = "idle"
     title = "Idle: 2,000 open streams, one token in 15 s"
     about = (
-        f"{STREAMS['full']:,} streams are opened over 4 s; each has had its first token and waits for the next. Memory per stream is the growth of "
-        "the process tree over its level after warm-up; the second token of every stream is awaited and checked."
+        f"{STREAMS['full']:,} streams are opened over 4 s; each has had its first token and waits for the next. "
+        "Memory per stream is the growth of the process tree over its level after warm-up; the second token of every "
+        "stream is awaited and checked."
     )
     columns = (
         Column("process_kib", "process per stream", "KiB", "less", 1, ratio=True),
@@ -27,9 +30,9 @@ class Idle(Scenario):
         Column("second", "second token came", "of all", "more", 3),
     )
     goals = (Goal("streams", "process_kib", "<=", 10, "at most 10 KiB per open stream"),)
-    part_titles = {"streams": "2,000 streams"}
+    part_titles = MappingProxyType({"streams": "2,000 streams"})
     bars = ("process_kib",)
-    repeats = {"full": 2, "short": 1, "toy": 1}
+    repeats = MappingProxyType({"full": 2, "short": 1, "toy": 1})
     wins = "The bare floors keep no request, no HTTP state, no deadlines and no record of the stream."
 
     def parts(self, scale: Scale) -> Sequence[str]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Final
 
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, chat_request, check_answers
+from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers
+from bench.serving import chat_request
 from bench.trend import quantile
 
 CLIENTS: Final = {"full": 200, "short": 200, "toy": 20}
 ACTIVE_RATE: Final = 50.0
-SILENCE: Final = {"full": 5.0, "short": 5.0, "toy": 2.0}
+SILENCE: Final = {"full": 5.0, "short": 5.0, "toy": 0.8}
 LEAVE_EVERY_MS: Final = 10.0
 
 
@@ -21,12 +23,13 @@ class Leavers(Scenario):
     name = "leavers"
     title = "Leavers: 200 clients vanish mid-stream"
     about = (
-        f"{CLIENTS['full']} clients open a stream each, and then close their sockets, one every {LEAVE_EVERY_MS:g} ms. Measured is the time from "
-        "close() in the client to the end of the source's generator in the server (its `finally`), both by CLOCK_MONOTONIC. “Active”: the source makes "
-        f"{ACTIVE_RATE:g} tokens/s. “Silent”: it is {SILENCE['full']:g} s from one token to the next, as a model that thinks. “Never”: not closed "
-        f"within {2 * SILENCE['full']:g} s after the last client had left."
+        f"{CLIENTS['full']} clients open a stream each, and then close their sockets, one every {LEAVE_EVERY_MS:g} "
+        "ms. Measured is the time from close() in the client to the end of the source's generator in the server (its "
+        f"`finally`), both by CLOCK_MONOTONIC. “Active”: the source makes {ACTIVE_RATE:g} tokens/s. “Silent”: it is "
+        f"{SILENCE['full']:g} s from one token to the next, as a model that thinks. “Never”: not closed within "
+        f"{2 * SILENCE['full']:g} s after the last client had left."
     )
-    part_titles = {"active": "the source is active", "silent": "the source is silent"}
+    part_titles = MappingProxyType({"active": "the source is active", "silent": "the source is silent"})
     columns = (
         Column("p50_ms", "until closed, p50", "ms", "less", 2),
         Column("p99_ms", "p99", "ms", "less", 2, ratio=True),
@@ -41,7 +44,10 @@ class Leavers(Scenario):
     )
     bars = ("p99_ms",)
     log_bars = True
-    wins = "A server with less to do per end (no record, no log line, no second task to cancel) is a fraction of a millisecond ahead."
+    wins = (
+        "A server with less to do per end (no record, no log line, no second task to cancel) is a fraction of a "
+        "millisecond ahead."
+    )
 
     def parts(self, scale: Scale) -> Sequence[str]:
         return ("active", "silent")
@@ -57,7 +63,9 @@ class Leavers(Scenario):
                 peer.paths["chat"], {"tokens": None, "tokens_per_second": rate, "batch": 1}, numbered=True
             )
             known = len(server.events())
-            generator.group("leavers", count=count, mode="fast", port=server.port, request=request, ramp_ms=1000 * count / 500)
+            generator.group(
+                "leavers", count=count, mode="fast", port=server.port, request=request, ramp_ms=1000 * count / 500
+            )
             generator.run()
             if generator.streaming(20) is None:
                 found.marks.append("not every stream had its first token after 20 s")

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Final
 
 from bench.peers import Peer
 from bench.programs import ProgramFailed
 from bench.results import Measurement
-from bench.scenarios.base import (
-    Bench,
-    Column,
-    Goal,
-    Scale,
-    Scenario,
-    chat_request,
-    check_answers,
-    mark_bottleneck,
-    ms,
-    window,
-)
+from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, mark_bottleneck, ms, window
+from bench.serving import chat_request
 
 RATE: Final = 50
 STREAMS: Final = {"full": 1000, "short": 1000, "toy": 20}
-SECONDS: Final = {"full": 16.0, "short": 10.0, "toy": 1.2}
+SECONDS: Final = {"full": 16.0, "short": 10.0, "toy": 0.8}
 RAMP: Final = {"full": 4.0, "short": 4.0, "toy": 0.2}
 STEP: Final = {"full": 250, "short": 500, "toy": 10}
 MOST: Final = {"full": 5000, "short": 4000, "toy": 20}
@@ -36,12 +27,13 @@ class Paced(Scenario):
     name = "paced"
     title = "Paced: 1,000 streams at 50 tokens/s"
     about = (
-        f"{STREAMS['full']:,} streams of {RATE} tokens/s each, opened evenly over {RAMP['full']:g} s. CPU per token is taken while all of "
-        "them run. A token's deviation is how late it came against its own stream's even schedule, which is anchored at "
-        "the stream's least late token. “Streams until 20 ms”: endless streams are added, "
-        f"{STEP['full']} at a time ({STEP['short']} in the short form), until p99 of that deviation passes {LIMIT_MS:g} ms; the figure is the last step that held."
+        f"{STREAMS['full']:,} streams of {RATE} tokens/s each, opened evenly over {RAMP['full']:g} s. CPU per token "
+        "is taken while all of them run. A token's deviation is how late it came against its own stream's even "
+        "schedule, which is anchored at the stream's least late token. “Streams until 20 ms”: endless streams are "
+        f"added, {STEP['full']} at a time ({STEP['short']} in the short form), until p99 of that deviation passes "
+        f"{LIMIT_MS:g} ms; the figure is the last step that held."
     )
-    part_titles = {"steady": "1,000 streams", "ramp": "how many streams until p99 passes 20 ms"}
+    part_titles = MappingProxyType({"steady": "1,000 streams", "ramp": "how many streams until p99 passes 20 ms"})
     columns = (
         Column("us_per_token", "CPU per token", "µs", "less", 2, ratio=True),
         Column("late_p50_ms", "deviation p50", "ms", "less", 2),
@@ -55,14 +47,24 @@ class Paced(Scenario):
         Column("generator_cpu", "generator's core", "share", None, 2),
     )
     goals = (
-        Goal("steady", "us_per_token", "<=", 1.2, "CPU per token at most 1.2 × the bare drain() floor (aim 1.1)", of="floor-drain"),
-        Goal("steady", "first_p99_ms", "<=", 2, "first token p99 at most 2 × the bare drain() floor's", of="floor-drain"),
+        Goal(
+            "steady",
+            "us_per_token",
+            "<=",
+            1.2,
+            "CPU per token at most 1.2 × the bare drain() floor (aim 1.1)",
+            of="floor-drain",
+        ),
+        Goal(
+            "steady", "first_p99_ms", "<=", 2, "first token p99 at most 2 × the bare drain() floor's", of="floor-drain"
+        ),
         Goal("steady", "complete", ">=", 1, "every stream complete"),
-    )  # fmt: skip
+    )
     bars = ("us_per_token", "late_p99_ms", "first_p99_ms", "streams_until_20ms")
     wins = (
-        "At this pace each token is one wake-up of the loop, one timer and one system call. Go and Rust run those steps in compiled code; "
-        "the bare floors have no HTTP, no JSON, no deadlines and no accounting to do. A server whose core is full delivers late."
+        "At this pace each token is one wake-up of the loop, one timer and one system call. Go and Rust run those "
+        "steps in compiled code; the bare floors have no HTTP, no JSON, no deadlines and no accounting to do. A "
+        "server whose core is full delivers late."
     )
 
     def parts(self, scale: Scale) -> Sequence[str]:
@@ -85,14 +87,24 @@ class Paced(Scenario):
         with bench.server(peer) as server, bench.generator() as generator:
             request = chat_request(peer.paths["chat"], mock)
             generator.group(
-                "clients", count=streams, mode="fast", port=server.port, request=request, ramp_ms=ramp * 1000, rate=RATE, tokens=tokens
-            )  # fmt: skip
+                "clients",
+                count=streams,
+                mode="fast",
+                port=server.port,
+                request=request,
+                ramp_ms=ramp * 1000,
+                rate=RATE,
+                tokens=tokens,
+            )
             generator.run()
             time.sleep(ramp + 0.1 * seconds)
             seen = window(server, generator, 0.8 * seconds, found)
             deadline = time.monotonic() + ramp + 0.1 * seconds + 15
             group = generator.snap()["groups"]["clients"]
-            while group["completed"] + group["cut"] + group["wrong"] + group["failed"] < streams and time.monotonic() < deadline:
+            while (
+                group["completed"] + group["cut"] + group["wrong"] + group["failed"] < streams
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.2)
                 group = generator.snap()["groups"]["clients"]
             result = generator.stop()
@@ -124,7 +136,13 @@ class Paced(Scenario):
         with bench.server(peer) as server, bench.generator() as generator:
             for streams in range(STEP[scale], MOST[scale] + 1, STEP[scale]):
                 generator.group(
-                    f"to {streams}", count=STEP[scale], mode="fast", port=server.port, request=request, ramp_ms=800, rate=RATE
+                    f"to {streams}",
+                    count=STEP[scale],
+                    mode="fast",
+                    port=server.port,
+                    request=request,
+                    ramp_ms=800,
+                    rate=RATE,
                 )
                 if streams == STEP[scale]:
                     generator.run()
@@ -136,7 +154,9 @@ class Paced(Scenario):
                     after = generator.snap(whole=True)
                 except ProgramFailed:
                     break  # the generator could not answer any more: it, or the machine, is full
-                mark_bottleneck(found, (after["cpu_seconds"] - before["cpu_seconds"]) / (after["seconds"] - before["seconds"]))
+                mark_bottleneck(
+                    found, (after["cpu_seconds"] - before["cpu_seconds"]) / (after["seconds"] - before["seconds"])
+                )
                 if found.marks:
                     found.marks = [f"the generator was full at {streams} streams: at least {held}"]
                     break

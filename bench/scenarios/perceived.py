@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Final
 
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Scale, Scenario, chat_request, check_answers
+from bench.scenarios.base import Bench, Column, Scale, Scenario, check_answers
+from bench.serving import chat_request
 from bench.trend import quantile
 
 ANSWERS: Final = {"full": (2, 10, 30), "short": (2, 10), "toy": (1,)}
@@ -19,14 +21,17 @@ READERS: Final = 5
 class Perceived(Scenario):
     name = "perceived"
     title = "Perceived: time until the first words"
-    about = f"{READERS} readers each ask for an answer that takes 2, 10 or 30 s at {RATE} tokens/s: streamed (`/chat`), and sent when it is whole (`/chat-whole`)."
+    about = (
+        f"{READERS} readers each ask for an answer that takes 2, 10 or 30 s at {RATE} tokens/s: streamed (`/chat`), "
+        "and sent when it is whole (`/chat-whole`)."
+    )
     columns = (
         Column("first_s", "first words after", "s", "less", 3, ratio=True),
         Column("whole_s", "whole after", "s", "less", 2),
     )
     bars = ("first_s",)
     log_bars = True
-    repeats = {"full": 1, "short": 1, "toy": 1}
+    repeats = MappingProxyType({"full": 1, "short": 1, "toy": 1})
     wins = "Nothing is gained by waiting: the whole answer takes as long either way."
 
     def parts(self, scale: Scale) -> Sequence[str]:

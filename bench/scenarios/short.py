@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Final
 
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, chat_request, check_answers, mark_bottleneck, ms
+from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, mark_bottleneck, ms
+from bench.serving import chat_request
 
 CLIENTS: Final = 32
 SECONDS: Final = {"full": 5.0, "short": 3.0, "toy": 0.5}
@@ -18,7 +20,8 @@ class Short(Scenario):
     name = "short"
     title = "Short: one-token answers on kept-alive connections"
     about = (
-        f"{CLIENTS} connections, each sends its next request when the answer of the last (one token, [DONE], the clean end) has arrived whole."
+        f"{CLIENTS} connections, each sends its next request when the answer of the last (one token, [DONE], the "
+        "clean end) has arrived whole."
     )
     columns = (
         Column("requests_per_second", "requests/s", "", "more", 0, ratio=True),
@@ -28,14 +31,22 @@ class Short(Scenario):
         Column("generator_cpu", "generator's core", "share", None, 2),
     )
     goals = (
-        Goal("requests", "requests_per_second", ">=", 1.5, "at least 1.5 × uvicorn-httptools + Starlette", of="uvicorn-starlette-httptools"),
+        Goal(
+            "requests",
+            "requests_per_second",
+            ">=",
+            1.5,
+            "at least 1.5 × uvicorn-httptools + Starlette",
+            of="uvicorn-starlette-httptools",
+        ),
         Goal("requests", "requests_per_second", ">=", 10_000, "aim: 10,000 requests/s"),
-    )  # fmt: skip
-    part_titles = {"requests": f"{CLIENTS} connections"}
+    )
+    part_titles = MappingProxyType({"requests": f"{CLIENTS} connections"})
     bars = ("requests_per_second", "p99_ms")
     wins = (
-        "Parsers in C (aiohttp's llhttp, httptools, Node) and compiled servers read a request head in a few µs; h11, in Python, takes 60 to 90 µs per "
-        "cycle, and rawstream's strict guard in front of it is part of the price of refusing what h11 lets through."
+        "Parsers in C (aiohttp's llhttp, httptools, Node) and compiled servers read a request head in a few µs; h11, "
+        "in Python, takes 60 to 90 µs per cycle, and rawstream's strict guard in front of it is part of the price of "
+        "refusing what h11 lets through."
     )
 
     def parts(self, scale: Scale) -> Sequence[str]:
@@ -71,4 +82,6 @@ class Short(Scenario):
             "p99_ms": ms(answer["p99"]),
         }
         if result["groups"]["clients"]["reconnects"]:
-            found.marks.append(f"the server closed {result['groups']['clients']['reconnects']} connections after an answer")
+            found.marks.append(
+                f"the server closed {result['groups']['clients']['reconnects']} connections after an answer"
+            )

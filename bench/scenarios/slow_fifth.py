@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from bench.peers import Peer
 from bench.programs import Generator
 from bench.results import Measurement
-from bench.scenarios.base import (
-    PATIENT,
-    Bench,
-    Column,
-    Goal,
-    Scale,
-    Scenario,
-    chat_request,
-    check_answers,
-    mark_bottleneck,
-    ms,
-)
+from bench.scenarios.base import PATIENT, Bench, Column, Goal, Scale, Scenario, check_answers, mark_bottleneck, ms
 from bench.scenarios.stalled import report_memory
-from bench.serving import Server
+from bench.serving import Server, chat_request
 from bench.trend import plateau, slope
 
 FAST: Final = {"full": 40, "short": 40, "toy": 8}
 SLOW: Final = {"full": 10, "short": 10, "toy": 4}
-SECONDS: Final = {"full": 300.0, "short": 60.0, "toy": 4.0}
+SECONDS: Final = {"full": 300.0, "short": 60.0, "toy": 2.0}
 GAP_SECONDS: Final = {"full": 15.0, "short": 6.0, "toy": 1.0}
-LAW_SECONDS: Final = {"full": 8.0, "short": 5.0, "toy": 1.5}
+LAW_SECONDS: Final = {"full": 8.0, "short": 5.0, "toy": 1.0}
 SLOW_READER: Final[dict[str, Any]] = {"mode": "paced", "read_bytes": 4096, "every_ms": 100, "rcvbuf": 4096}
 UNPACED: Final[dict[str, Any]] = {"tokens": None, "tokens_per_second": None, "batch": 16, "suspend": True}
 FAST_RATE: Final = 50
@@ -47,18 +37,22 @@ class SlowFifth(Scenario):
     name = "slow_fifth"
     title = "Slow fifth: 50 clients, 20 % of them slow"
     about = (
-        "**Memory**: 40 clients read an endless, unpaced stream (batches of 16 tokens, so that buffers of megabytes fill within the run) as fast as they can, 10 sleep 100 ms between reads of 4 KiB (SO_RCVBUF 4096), for "
-        "five minutes (60 s in the short form). **Isolation**: the 40 read a paced stream (50 tokens/s); their gaps between tokens and their first tokens are taken "
-        "alone, beside 10 such slow readers of unpaced streams, and beside 10 readers of unpaced streams that read nothing. **Law**: how fast memory (process + kernel) grows with "
-        "the token rate, the number of slow users, and their slowness, each varied alone."
+        "**Memory**: 40 clients read an endless, unpaced stream (batches of 16 tokens, so that buffers of megabytes "
+        "fill within the run) as fast as they can, 10 sleep 100 ms between reads of 4 KiB (SO_RCVBUF 4096), for five "
+        "minutes (60 s in the short form). **Isolation**: the 40 read a paced stream (50 tokens/s); their gaps "
+        "between tokens and their first tokens are taken alone, beside 10 such slow readers of unpaced streams, and "
+        "beside 10 readers of unpaced streams that read nothing. **Law**: how fast memory (process + kernel) grows "
+        "with the token rate, the number of slow users, and their slowness, each varied alone."
     )
-    part_titles = {
-        "memory": "memory over time",
-        "calm": "isolation: the 40 fast ones alone",
-        "slow": "isolation: beside 10 slow ones",
-        "stalled": "isolation: beside 10 stalled ones",
-        "law": "memory ∝ token rate × users × slowness",
-    }
+    part_titles = MappingProxyType(
+        {
+            "memory": "memory over time",
+            "calm": "isolation: the 40 fast ones alone",
+            "slow": "isolation: beside 10 slow ones",
+            "stalled": "isolation: beside 10 stalled ones",
+            "law": "memory ∝ token rate × users × slowness",
+        }
+    )
     columns = (
         Column("growth_mib_per_s", "growth in the second half", "MiB/s", "less", 3),
         Column("grown_mib", "grown in all", "MiB", "less", 1, ratio=True),
@@ -71,10 +65,12 @@ class SlowFifth(Scenario):
     )
     words = (("trend", "memory"),)
     goals = (
-        Goal("slow", "gap_p99_ms", "<=", 30, "beside slow readers the fast ones' p99 gap stays below 30 ms (pace: 20 ms)"),
+        Goal(
+            "slow", "gap_p99_ms", "<=", 30, "beside slow readers the fast ones' p99 gap stays below 30 ms (pace: 20 ms)"
+        ),
         Goal("stalled", "gap_p99_ms", "<=", 30, "beside stalled readers the fast ones' p99 gap stays below 30 ms"),
-    )  # fmt: skip
-    repeats = {"full": 1, "short": 1, "toy": 1}
+    )
+    repeats = MappingProxyType({"full": 1, "short": 1, "toy": 1})
     series = (
         ("total", "memory and kernel queues: 40 fast and 10 slow readers", "MiB"),
         ("growth:token rate", "growth by token rate (20 slow users)", "MiB/s"),
@@ -84,8 +80,9 @@ class SlowFifth(Scenario):
     bars = ("grown_mib", "gap_p99_ms")
     log_bars = True
     wins = (
-        "A server that waits for drain() with default buffers is level too, at megabytes per slow reader, most of them in its kernel. A reader that "
-        "keeps up costs it nothing extra, so that its fast clients may see as even a stream as rawstream's."
+        "A server that waits for drain() with default buffers is level too, at megabytes per slow reader, most of "
+        "them in its kernel. A reader that keeps up costs it nothing extra, so that its fast clients may see as even "
+        "a stream as rawstream's."
     )
 
     def parts(self, scale: Scale) -> Sequence[str]:
@@ -146,8 +143,14 @@ class SlowFifth(Scenario):
             unpaced = chat_request(path, UNPACED)
             generator.group("slow", count=SLOW[bench.scale], port=server.port, request=unpaced, **manner)
         generator.group(
-            "fast", count=FAST[bench.scale], mode="fast", port=server.port, request=fast, start_ms=head_start * 1000, ramp_ms=500
-        )  # fmt: skip
+            "fast",
+            count=FAST[bench.scale],
+            mode="fast",
+            port=server.port,
+            request=fast,
+            start_ms=head_start * 1000,
+            ramp_ms=500,
+        )
         generator.run()
         time.sleep(head_start + 0.2)
         before, cpu_before = generator.snap(), server.cpu()
@@ -190,9 +193,15 @@ class SlowFifth(Scenario):
         with bench.server(peer, env=PATIENT) as server, bench.generator() as generator:
             sampler = server.sampler(every=0.1, guard=bench.guard)
             generator.group(
-                "slow", count=users, mode="paced", port=server.port, request=chat_request(peer.paths["chat"], mock),
-                read_bytes=256, every_ms=sleep_ms, rcvbuf=4096,
-            )  # fmt: skip
+                "slow",
+                count=users,
+                mode="paced",
+                port=server.port,
+                request=chat_request(peer.paths["chat"], mock),
+                read_bytes=256,
+                every_ms=sleep_ms,
+                rcvbuf=4096,
+            )
             generator.run()
             time.sleep(LAW_SECONDS[bench.scale])
             samples = sampler.stop()

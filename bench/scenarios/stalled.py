@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Final
 
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import PATIENT, Bench, Column, Goal, Scale, Scenario, chat_request
+from bench.scenarios.base import PATIENT, Bench, Column, Goal, Scale, Scenario
+from bench.serving import chat_request
 from bench.trend import plateau, trend
 
 CLIENTS: Final = {"full": (250, 500), "short": (250, 500), "toy": (20,)}
-LEAST: Final = {"full": 15.0, "short": 8.0, "toy": 2.5}
-MOST: Final = {"full": 150.0, "short": 20.0, "toy": 2.5}
+LEAST: Final = {"full": 15.0, "short": 8.0, "toy": 1.2}
+MOST: Final = {"full": 150.0, "short": 20.0, "toy": 1.2}
 """Seconds: as long as memory still rises, up to the second of these."""
 BATCH: Final = 64
 KIB: Final = 1024
@@ -23,12 +25,14 @@ class Stalled(Scenario):
     name = "stalled"
     title = "Stalled: clients that read nothing"
     about = (
-        "Each client sends its request and never reads; its SO_RCVBUF is 4096, set before connect. The source is endless and unpaced: "
-        f"it yields batches of {BATCH} tokens, so that even megabytes of buffer fill within the run, or single tokens, and suspends after each. "
-        f"A run lasts {LEAST['full']:g} s, and up to {MOST['full']:g} s while memory still rises ({LEAST['short']:g} to {MOST['short']:g} s in the short form). Process memory is the growth over the server's level after warm-up, per client; “kernel” is what "
-        "waits in the send queues of the server's own kernel, per client; “ahead” are the tokens that were taken from the source, "
-        "per client, though nobody read one. rawstream's stall timeout is set to an hour here: what is measured is what it *holds*, not that "
-        "it cuts such clients after 30 s by default."
+        "Each client sends its request and never reads; its SO_RCVBUF is 4096, set before connect. The source is "
+        f"endless and unpaced: it yields batches of {BATCH} tokens, so that even megabytes of buffer fill within the "
+        f"run, or single tokens, and suspends after each. A run lasts {LEAST['full']:g} s, and up to {MOST['full']:g} "
+        f"s while memory still rises ({LEAST['short']:g} to {MOST['short']:g} s in the short form). Process memory is "
+        "the growth over the server's level after warm-up, per client; “kernel” is what waits in the send queues of "
+        "the server's own kernel, per client; “ahead” are the tokens that were taken from the source, per client, "
+        "though nobody read one. rawstream's stall timeout is set to an hour here: what is measured is what it "
+        "*holds*, not that it cuts such clients after 30 s by default."
     )
     columns = (
         Column("process_kib", "process per client", "KiB", "less", 1, ratio=True),
@@ -40,16 +44,28 @@ class Stalled(Scenario):
     goals = (
         Goal("500 clients", "process_kib", "<=", 16, "at most 16 KiB of process memory per stalled client"),
         Goal("500 clients", "kernel_kib", "<=", 8, "at most 8 KiB in the kernel per stalled client"),
-        Goal("500 clients, single tokens", "process_kib", "<=", 16, "at most 16 KiB of process memory per stalled client (single tokens)"),
-        Goal("500 clients, single tokens", "kernel_kib", "<=", 8, "at most 8 KiB in the kernel per stalled client (single tokens)"),
+        Goal(
+            "500 clients, single tokens",
+            "process_kib",
+            "<=",
+            16,
+            "at most 16 KiB of process memory per stalled client (single tokens)",
+        ),
+        Goal(
+            "500 clients, single tokens",
+            "kernel_kib",
+            "<=",
+            8,
+            "at most 8 KiB in the kernel per stalled client (single tokens)",
+        ),
     )
-    repeats = {"full": 2, "short": 1, "toy": 1}
+    repeats = MappingProxyType({"full": 2, "short": 1, "toy": 1})
     series = (("total", "memory and kernel queues while clients read nothing", "MiB"),)
     bars = ("process_kib", "kernel_kib", "ahead")
     log_bars = True
     wins = (
-        "A peer holds less process memory only where its per-connection objects are smaller (Go's goroutine stacks, the bare floors: no "
-        "HTTP state, no accounting); what it lets run into the kernel has to be added."
+        "A peer holds less process memory only where its per-connection objects are smaller (Go's goroutine stacks, "
+        "the bare floors: no HTTP state, no accounting); what it lets run into the kernel has to be added."
     )
 
     def parts(self, scale: Scale) -> Sequence[str]:
@@ -69,7 +85,9 @@ class Stalled(Scenario):
             request = chat_request(peer.paths["chat"], mock)
             pulled_before, base = server.pulled() or 0, server.resident()
             sampler = server.sampler(every=least / 40, guard=bench.guard)
-            generator.group("stalled", count=count, mode="stalled", port=server.port, request=request, rcvbuf=4096, ramp_ms=500)
+            generator.group(
+                "stalled", count=count, mode="stalled", port=server.port, request=request, rcvbuf=4096, ramp_ms=500
+            )
             generator.run()
             began = time.monotonic()
             while (seconds := time.monotonic() - began) < most and not sampler.guarded:
@@ -90,7 +108,9 @@ class Stalled(Scenario):
         if pulled is not None:
             found.values["ahead"] = (pulled - pulled_before) / count
         if group["connected"] < count or group["failed"]:
-            found.failure = f"{count - group['connected']} of {count} clients could not connect ({group['first_wrong']})"
+            found.failure = (
+                f"{count - group['connected']} of {count} clients could not connect ({group['first_wrong']})"
+            )
         elif group["closed_by_server"] and samples.guarded_at is None:
             found.marks.append(f"{group['closed_by_server']} clients were cut by the server ({group['first_wrong']})")
 

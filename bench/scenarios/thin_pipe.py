@@ -5,15 +5,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Final
 
 from bench import netns
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import PATIENT, Bench, Column, Scale, Scenario, chat_request, check_answers
+from bench.scenarios.base import PATIENT, Bench, Column, Scale, Scenario, check_answers
+from bench.serving import chat_request
 from bench.trend import second_half
 
-SECONDS: Final = {"full": 30.0, "short": 15.0, "toy": 3.0}
+SECONDS: Final = {"full": 30.0, "short": 15.0, "toy": 1.5}
 RATE_BITS: Final = 400_000
 
 
@@ -21,11 +23,12 @@ class ThinPipeScenario(Scenario):
     name = "thin_pipe"
     title = "Thin pipe: a reader behind 400 kbit/s (“Slow 3G”)"
     about = (
-        "Server and client live in two network namespaces, joined by a veth pair whose server side is shaped by tbf to 400 kbit/s (burst 3,200 bytes, 400 ms). "
-        "One client reads all it gets, with default buffers; the source is endless and unpaced and suspends once per token. “Ahead” are tokens taken from the source minus tokens "
+        "Server and client live in two network namespaces, joined by a veth pair whose server side is shaped by tbf "
+        "to 400 kbit/s (burst 3,200 bytes, 400 ms). One client reads all it gets, with default buffers; the source "
+        "is endless and unpaced and suspends once per token. “Ahead” are tokens taken from the source minus tokens "
         "received by the client; in seconds, at the rate at which the client receives."
     )
-    part_titles = {"one reader": "one reader"}
+    part_titles = MappingProxyType({"one reader": "one reader"})
     columns = (
         Column("ahead_tokens", "ahead", "tokens", "less", 0, ratio=True),
         Column("ahead_seconds", "ahead", "s", "less", 2),
@@ -35,14 +38,16 @@ class ThinPipeScenario(Scenario):
     series = (("ahead", "tokens ahead of the reader", "tokens"),)
     bars = ("ahead_tokens",)
     log_bars = True
-    repeats = {"full": 2, "short": 1, "toy": 1}
+    repeats = MappingProxyType({"full": 2, "short": 1, "toy": 1})
     wins = "Whoever bounds the kernel's unsent bytes as low, or lower, stays as close to the reader."
 
     def parts(self, scale: Scale) -> Sequence[str]:
         return ("one reader",)
 
     def wants(self, peer: Peer, part: str) -> bool:
-        return (super().wants(peer, part) or peer.name in ("rawstream-broken", "rawstream-drain")) and peer.stats is not None
+        return (
+            super().wants(peer, part) or peer.name in ("rawstream-broken", "rawstream-drain")
+        ) and peer.stats is not None
 
     def estimate(self, scale: Scale) -> float:
         return SECONDS[scale] + 4
@@ -60,8 +65,13 @@ class ThinPipeScenario(Scenario):
                 found.failure = "it does not say how many tokens it has pulled"
                 return
             generator.group(
-                "reader", count=1, mode="fast", host=pipe.address, port=server.port, request=chat_request(peer.paths["chat"], mock)
-            )  # fmt: skip
+                "reader",
+                count=1,
+                mode="fast",
+                host=pipe.address,
+                port=server.port,
+                request=chat_request(peer.paths["chat"], mock),
+            )
             generator.run()
             ahead: list[tuple[float, float]] = []
             received: list[tuple[float, float]] = []
