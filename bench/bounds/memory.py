@@ -17,7 +17,7 @@ from bench.sample import KernelQueues
 from bench.serving import Server
 
 _PEER = "uvicorn-starlette-h11"
-_STALLED, _STALLED_PEER = 500, 100  # a peer's kernel buffers take 4 MB for each: 100 are enough to see
+_STALLED, _STALLED_PEER = 500, 20  # a peer makes 100,000 tokens for each before it stops: 20 are enough to see
 _IDLE = 2000
 _IDLE_MOCK = {"tokens": None, "tokens_per_second": 1 / 20, "first_token_seconds": 0.0}
 _SHORT = {"tokens": 20, "tokens_per_second": None}
