@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,26 @@ def cores() -> Cores:
     server, generator = usable[0], usable[1 % len(usable)]
     upstream = usable[2] if len(usable) > 2 else generator
     return Cores(frozenset({server}), frozenset({generator}), frozenset({upstream}), len(usable) > 1)
+
+
+_PIN = """
+import os, resource, sys
+if sys.argv[1]:
+    os.sched_setaffinity(0, [int(core) for core in sys.argv[1].split(",")])
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+for files in (65536, most):
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, most), max(files, most)))
+        break
+    except (ValueError, OSError):
+        pass
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def pinned(argv: Sequence[str], on: Iterable[int]) -> list[str]:
+    """argv that runs a command on these cores (none: on any), with as many open files as it may have (root: 65,536)."""
+    return [sys.executable, "-SEc", _PIN, ",".join(str(core) for core in sorted(on)), *argv]
 
 
 def _read(path: str) -> str:

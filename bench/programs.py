@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.build import NoCompiler, compiled
+from bench.host import pinned
 
 
 class ProgramFailed(RuntimeError):
@@ -32,13 +33,11 @@ class Program:
 
     def __init__(self, argv: Sequence[str], cores: Iterable[int], *, prefix: Sequence[str] = ()) -> None:
         self.name = Path(argv[0]).name
-        chosen = set(cores)
         self._process = subprocess.Popen(
-            [*prefix, *argv],
+            [*prefix, *pinned(argv, cores)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            preexec_fn=(lambda: os.sched_setaffinity(0, chosen)) if chosen else None,
         )
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, name=f"read {self.name}", daemon=True).start()

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench import netns
+from bench.host import pinned
 from bench.peers import Peer, PeerContext, make_context
 from bench.sample import KernelQueues, Queues, Sampler, cpu_seconds, resident_bytes
 
@@ -82,19 +82,10 @@ class Server:
             env={"BENCH_EVENTS_FILE": str(self.events_file), **(env or {})},
         )
         self._namespace = namespace
-        chosen = set(cores)
         self._output = (folder / "output").open("w+b")
-        argv = peer.command(self.context)
+        argv = pinned(peer.command(self.context), cores)
         if namespace is not None:
             argv = ["ip", "netns", "exec", namespace, *argv]
-
-        def prepare() -> None:
-            os.sched_setaffinity(0, chosen)
-            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            for files in (65536, most):  # root may raise it; others get what they may have
-                with contextlib.suppress(ValueError, OSError):
-                    resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, most), max(files, most)))
-                    return
 
         try:
             self._process = subprocess.Popen(
@@ -104,7 +95,6 @@ class Server:
                 stderr=subprocess.STDOUT,
                 cwd=folder,
                 env={**os.environ, **self.context.env},
-                preexec_fn=prepare,
                 start_new_session=True,
             )
         except OSError as error:

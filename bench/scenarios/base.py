@@ -195,6 +195,11 @@ def mark_bottleneck(found: Measurement, generator_cpu: float) -> None:
         found.marks.append("generator-bound")
 
 
+def ended(group: Mapping[str, Any]) -> int:
+    """How many of a group's answers have come to an end, good or bad."""
+    return sum(int(group[key]) for key in ("completed", "cut", "wrong", "bad_status", "failed"))
+
+
 def tokens_of(snap: Mapping[str, Any]) -> int:
     """Tokens of all groups together."""
     return sum(int(group["tokens"]) for group in snap["groups"].values())

@@ -13,7 +13,7 @@ from bench.serving import chat_request
 from bench.trend import plateau
 
 STREAMS: Final = {"full": 10_000, "short": 10_000, "toy": 100}
-RAMP: Final = {"full": 20.0, "short": 20.0, "toy": 0.5}
+RAMP: Final = {"full": 20.0, "short": 20.0, "toy": 0.3}
 SECONDS: Final = {"full": 20.0, "short": 10.0, "toy": 1.1}
 RATE: Final = 1
 

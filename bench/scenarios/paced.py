@@ -10,7 +10,7 @@ from typing import Final
 from bench.peers import Peer
 from bench.programs import ProgramFailed
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, mark_bottleneck, ms, window
+from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, ended, mark_bottleneck, ms, window
 from bench.serving import chat_request
 
 RATE: Final = 50
@@ -18,8 +18,9 @@ STREAMS: Final = {"full": 1000, "short": 1000, "toy": 20}
 SECONDS: Final = {"full": 16.0, "short": 10.0, "toy": 0.8}
 RAMP: Final = {"full": 4.0, "short": 4.0, "toy": 0.2}
 STEP: Final = {"full": 250, "short": 500, "toy": 10}
-MOST: Final = {"full": 5000, "short": 4000, "toy": 20}
+MOST: Final = {"full": 5000, "short": 4000, "toy": 10}
 LOOK: Final = {"full": 3.0, "short": 2.0, "toy": 0.4}
+SETTLE: Final = {"full": 1.3, "short": 1.3, "toy": 0.4}
 LIMIT_MS: Final = 20.0
 
 
@@ -100,13 +101,8 @@ class Paced(Scenario):
             time.sleep(ramp + 0.1 * seconds)
             seen = window(server, generator, 0.8 * seconds, found)
             deadline = time.monotonic() + ramp + 0.1 * seconds + 15
-            group = generator.snap()["groups"]["clients"]
-            while (
-                group["completed"] + group["cut"] + group["wrong"] + group["failed"] < streams
-                and time.monotonic() < deadline
-            ):
+            while ended(generator.snap()["groups"]["clients"]) < streams and time.monotonic() < deadline:
                 time.sleep(0.2)
-                group = generator.snap()["groups"]["clients"]
             result = generator.stop()
         check_answers(found, result)
         clients = result["groups"]["clients"]
@@ -141,13 +137,13 @@ class Paced(Scenario):
                     mode="fast",
                     port=server.port,
                     request=request,
-                    ramp_ms=800,
+                    ramp_ms=SETTLE[scale] * 600,
                     rate=RATE,
                 )
                 if streams == STEP[scale]:
                     generator.run()
                 try:
-                    time.sleep(1.3)
+                    time.sleep(SETTLE[scale])
                     generator.reset()
                     before = generator.snap()
                     time.sleep(LOOK[scale])

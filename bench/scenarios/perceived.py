@@ -9,7 +9,7 @@ from typing import Final
 
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Scale, Scenario, check_answers
+from bench.scenarios.base import Bench, Column, Scale, Scenario, check_answers, ended
 from bench.serving import chat_request
 from bench.trend import quantile
 
@@ -51,7 +51,7 @@ class Perceived(Scenario):
             generator.group("readers", count=READERS, mode="fast", port=server.port, request=request, tokens=tokens)
             generator.run()
             ends = time.monotonic() + seconds + 10
-            while generator.snap()["groups"]["readers"]["completed"] < READERS and time.monotonic() < ends:
+            while ended(generator.snap()["groups"]["readers"]) < READERS and time.monotonic() < ends:
                 time.sleep(0.1)
             result = generator.stop()
         check_answers(found, result)
