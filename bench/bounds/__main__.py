@@ -24,16 +24,21 @@ ROWS = (
 
 def main() -> int:
     """Measure; 1 when a row fails, 2 for a row that there is not."""
-    parser = argparse.ArgumentParser(prog="python -m bench.bounds", description="Measure the bounds that rawstream promises.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.bounds", description="Measure the bounds that rawstream promises."
+    )
     parser.add_argument("row", nargs="*", help="rows by name or the beginning of it (default: all)")
     parser.add_argument("--list", action="store_true", help="name the rows and end")
     parser.add_argument("--quick", action="store_true", help="shorter waits, fewer connections in the comparisons")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--llamacpp", metavar="URL", help="a llama.cpp server that runs already (http://127.0.0.1:9301)")
+    parser.add_argument(
+        "--llamacpp", metavar="URL", help="a llama.cpp server that runs already (http://127.0.0.1:9301)"
+    )
     parser.add_argument(
         "--llamacpp-python",
         metavar="PATH",
-        help="a Python with xllamacpp, gguf and tokenizers; default: RAWSTREAM_LLAMACPP_PYTHON, or one is set up in the cache folder",
+        help="a Python with xllamacpp, gguf and tokenizers; default: RAWSTREAM_LLAMACPP_PYTHON, or one is set up in "
+        "the cache folder",
     )
     options = parser.parse_args()
     wanted = [row for row in ROWS if not options.row or any(row.name.startswith(name) for name in options.row)]

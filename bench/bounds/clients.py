@@ -19,9 +19,8 @@ ENDLESS: Final = {"tokens": None, "tokens_per_second": None}
 def post(path: str, body: Mapping[str, Any]) -> bytes:
     """The bytes of a POST with a JSON body."""
     text = json.dumps(body)
-    return (
-        f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n{text}"
-    ).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len(text)}"
+    return f"{head}\r\n\r\n{text}".encode()
 
 
 def chat(path: str = "/chat", name: str = "bench", **more: Any) -> bytes:

@@ -136,9 +136,8 @@ def thousand(bench: Bench) -> Verdict:
     for name, run in found.items():
         left = ", ".join(f"{what} {n:+}" for what, n in run["left"].items()) or "nothing left"
         passed = passed and not run["left"] and run["opened"] == run["closed"] and run["tasks_left"] <= 0
-        parts.append(
-            f"{name}: {left}; sources opened {run['opened']:,}, closed {run['closed']:,}; tasks {run['tasks_left']:+} (after {run['seconds']:.1f} s)"
-        )
+        sources = f"sources opened {run['opened']:,}, closed {run['closed']:,}"
+        parts.append(f"{name}: {left}; {sources}; tasks {run['tasks_left']:+} (after {run['seconds']:.1f} s)")
     return Verdict(passed, " · ".join(parts), "", found)
 
 

@@ -183,7 +183,8 @@ def chained(bench: Bench) -> Verdict:
         other = _chained(inner, outer, chat("/chat-drain"))
     passed = all(run["stopped"] and run["goes_on"] for run in found.values())
     measured = "; ".join(
-        f"{path}: source stopped after {run['tokens']:,} tokens ({kib(run['bytes'])}), went on with the client: {run['goes_on']}"
+        f"{path}: source stopped after {run['tokens']:,} tokens ({kib(run['bytes'])}), "
+        + ("goes on with the client" if run["goes_on"] else "DOES NOT GO ON WITH THE CLIENT")
         for path, run in found.items()
     )
     return Verdict(

@@ -46,7 +46,9 @@ def _undisturbed(*pids: int) -> Iterator[bool]:
             os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
 
 
-def _leave(port: int, request_of: Callable[[str], bytes], events: Callable[[], Events], patience: float) -> dict[str, Any]:
+def _leave(
+    port: int, request_of: Callable[[str], bytes], events: Callable[[], Events], patience: float
+) -> dict[str, Any]:
     """Open the streams, have the first token of each, and leave one after the other."""
     links: list[socket.socket] = []
     for number in range(_CLIENTS):

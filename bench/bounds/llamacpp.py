@@ -46,7 +46,10 @@ def _environment(bench: Bench) -> str:
     done = folder / "complete"
     if not done.exists():
         bench.say(f"installing {', '.join(_PACKAGES)} in {folder} …")
-        for argv in ([sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q", *_PACKAGES]):
+        for argv in (
+            [sys.executable, "-m", "venv", str(folder)],
+            [str(python), "-m", "pip", "install", "-q", *_PACKAGES],
+        ):
             finished = subprocess.run(argv, capture_output=True, text=True, check=False)
             if finished.returncode:
                 raise CannotMeasure(f"{' '.join(argv)}: {finished.stderr[-500:]}")
@@ -106,8 +109,9 @@ def stalled(bench: Bench) -> Verdict:
             _, made = _watch(llama, 60)
     passed = all(run["outcome"] == "client_stalled" and run["slot_free_after"] <= _MOST for run in found.values())
     measured = "; ".join(
-        f"{path}: {run['outcome']} after {run['stream_seconds']:.2f} s, slot free {run['slot_free_after'] * 1000:.0f} ms later, "
-        f"{run['made']:,} tokens made meanwhile ({run['passed_on']:,} passed on)"
+        f"{path}: {run['outcome']} after {run['stream_seconds']:.2f} s, slot free "
+        f"{run['slot_free_after'] * 1000:.0f} ms later, {run['made']:,} tokens made meanwhile "
+        f"({run['passed_on']:,} passed on)"
         for path, run in found.items()
     )
     comparison = f"asked directly by the same client: ran on to {made:,}+ of {count:,}"

@@ -23,7 +23,7 @@ from bench.sample import KernelQueues, Queues, cpu_seconds, process_tree
 
 _SOURCES = Path(__file__).with_name("sources")
 OWN_SOURCE = "bounds_source:for_bounds"
-"""For ``--source``: the source that waits, repeats and writes down its ends as it is told (``sources/bounds_source.py``)."""
+"""For ``--source``: the source that waits, repeats and writes down its ends as it is told (``sources/``)."""
 
 
 def proportional_bytes(pid: int) -> int:
@@ -149,7 +149,9 @@ class Rawstream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -163,7 +165,9 @@ def wait_for(holds: Callable[[], Any], what: str, timeout: float = 10.0, every: 
     return value
 
 
-def level_off(read: Callable[[], float], *, still: float = 1.0, timeout: float = 20.0, every: float = 0.1) -> tuple[float, bool]:
+def level_off(
+    read: Callable[[], float], *, still: float = 1.0, timeout: float = 20.0, every: float = 0.1
+) -> tuple[float, bool]:
     """Read until the value has stood still for ``still`` seconds. The last value, and whether it did."""
     until = time.monotonic() + timeout
     last, since = read(), time.monotonic()
