@@ -17,7 +17,7 @@ from bench.sample import KernelQueues
 from bench.serving import Server
 
 _PEER = "uvicorn-starlette-h11"
-_STALLED, _STALLED_PEER = 500, 20  # a peer makes 100,000 tokens for each before it stops: 20 are enough to see
+_STALLED, _STALLED_PEER = 500, 40  # a peer makes 100,000 tokens for each before it stops: that takes a second each
 _IDLE = 2000
 _IDLE_MOCK = {"tokens": None, "tokens_per_second": 1 / 20, "first_token_seconds": 0.0}
 _SHORT = {"tokens": 20, "tokens_per_second": None}
@@ -77,8 +77,12 @@ def _verdict(ours: dict[str, Any], other: dict[str, Any] | None, most: int) -> V
 
 
 def stalled(bench: Bench) -> Verdict:
-    request, faster = chat(mock=ENDLESS), chat(mock={**ENDLESS, "batch": 64})
-    return _verdict(_of_rawstream(bench, _STALLED, request), _of_peer(bench, _STALLED_PEER, faster), 16 * KIB)
+    request = chat(mock=ENDLESS)
+    return _verdict(
+        _of_rawstream(bench, _STALLED, request),
+        _of_peer(bench, 10 if bench.quick else _STALLED_PEER, request),
+        16 * KIB,
+    )
 
 
 def idle(bench: Bench) -> Verdict:

@@ -181,7 +181,7 @@ def level_off(
     return last, False
 
 
-def come_to_rest(cpu: Callable[[], float], *, still: float = 0.5, timeout: float = 30.0) -> None:
+def come_to_rest(cpu: Callable[[], float], *, still: float = 0.5, timeout: float = 90.0) -> None:
     """Wait until a server uses no CPU time to speak of (what it does for a question of ours would count)."""
     until = time.monotonic() + timeout
     before = cpu()
