@@ -131,6 +131,9 @@ def run(
             "nothing to measure: none of these peers takes part in these scenarios, or all are missing"
         )
     estimate = sum(step.scenario.estimate(scale) for step in steps)
+    if results.environment["load_before"] > 0.5:
+        load = results.environment["load_before"]
+        console.print(f"[yellow]this machine is busy[/yellow] (load {load:.1f}): latencies will be worse for everybody")
     console.print(f"{len(steps)} measurements, about {max(1, round(estimate / 60))} minutes; results in {folder}")
     _run(console, steps, results, folder, scale, python_generator)
     _finish(console, results, folder, plots=plots)

@@ -193,6 +193,11 @@ def markdown(results: Results, plots: Sequence[str] = ()) -> str:
         f"Run on {settings.get('date', '?')}, scale “{settings.get('scale')}”.",
         "",
     ]
+    if settings.get("scale") != "full":
+        lines += [
+            "Sizes and times named in the texts are those of the full form; this one was smaller: a first look.",
+            "",
+        ]
     lines += ["## What was to be reached", ""]
     verdicts = [verdict for scenario in present(results) for verdict in judge(results, scenario)]
     lines += markdown_table(
@@ -254,6 +259,8 @@ def conditions(results: Results) -> list[str]:
         "(min–max) over the rounds.",
         "* A run whose generator used 90 % or more of its core is marked “generator-bound” and left out of every "
         "figure.",
+        "* A run during which other programs used more than 5 % of the server's core is marked “disturbed”: its CPU "
+        "per token stands, its latencies are worse than the server's own.",
         "* CPU is user + system time of the whole process tree; memory is resident memory (proportional where a tree "
         "shares pages) *and* the bytes in the send queues of the server's kernel.",
         "* Clients set SO_RCVBUF, where it is given, before connect(). Every token of every stream is compared with "

@@ -6,6 +6,7 @@ Rule 2: results are saved after every measurement; an interrupted run is a short
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,23 +83,33 @@ def run(
             tick=tick,
             python_generator=python_generator,
         )
-        for step in steps:
-            before(step)
-            found = measure(bench, step)
-            results.measurements.append(found)
-            save(results)
-            after(step, found)
+        usual = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, bench.cores.generator)  # sampling must not disturb the server
+        try:
+            for step in steps:
+                before(step)
+                found = measure(bench, step)
+                results.measurements.append(found)
+                save(results)
+                after(step, found)
+        finally:
+            os.sched_setaffinity(0, usual)
     return results
 
 
 def measure(bench: Bench, step: Step) -> Measurement:
     """One measurement; what goes wrong in it is noted in it."""
     found = Measurement(step.scenario.name, step.part, step.peer.name, step.round)
+    bench.foreign = 0.0
     began = time.monotonic()
     try:
         step.scenario.measure(bench, step.peer, step.part, found)
     except (ServerFailed, ProgramFailed, NoNamespaces, OSError, ValueError) as error:
         found.failure = f"{type(error).__name__}: {error}"
+    if bench.cores.apart:
+        found.values["foreign_cpu"] = bench.foreign
+        if bench.foreign > 0.05:
+            found.marks.append(f"disturbed: other programs used {bench.foreign:.0%} of the server's core")
     found.values = {key: round(value, 6) for key, value in found.values.items()}
     found.values["wall_seconds"] = round(time.monotonic() - began, 1)
     if not bench.cores.apart and "one core for all" not in found.marks:

@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -52,6 +52,18 @@ def cpu_seconds(pid: int) -> float:
         except OSError:
             continue
         total += sum(int(fields[i]) for i in (11, 12, 13, 14))
+    return total / TICK
+
+
+def core_seconds(on: Iterable[int]) -> float:
+    """Seconds for which programs (not interrupts) have kept these cores busy, since boot."""
+    wanted = {f"cpu{core}" for core in on}
+    total = 0
+    with open("/proc/stat") as file:
+        for line in file:
+            name, *fields = line.split()
+            if name in wanted:
+                total += sum(int(fields[i]) for i in (0, 1, 2))  # user, nice, system
     return total / TICK
 
 

@@ -20,6 +20,7 @@ from bench.netns import ThinPipe
 from bench.peers import Peer
 from bench.programs import Generator, Upstream
 from bench.results import Measurement
+from bench.sample import core_seconds
 from bench.serving import Server, chat_request, completion_request
 
 Scale = Literal["full", "short", "toy"]
@@ -65,6 +66,8 @@ class Bench:
     guard: float = 3 * 1024**3
     """A server that holds more bytes than this (process and kernel) is ended: it has shown what it does."""
     python_generator: bool = False
+    foreign: float = 0.0
+    """Share of the server's core that other programs used during the latest run: they disturb it."""
     tick: Callable[[str], None] = field(default=lambda text: None)
     """Tells the person who waits what is going on."""
 
@@ -93,7 +96,11 @@ class Bench:
                 else:
                     mock = {"tokens": 20, "tokens_per_second": None, "suspend": True}
                     server.warm_up([chat_request(peer.paths["chat"], mock)])
+            began, busy, used = time.monotonic(), core_seconds(self.cores.server), server.cpu()
             yield server
+            if server.alive:
+                others = core_seconds(self.cores.server) - busy - (server.cpu() - used)
+                self.foreign = max(0.0, others / (time.monotonic() - began))
 
     def generator(self, *, pipe: ThinPipe | None = None) -> Generator:
         return Generator(

@@ -19,7 +19,7 @@ MOCKS: Final[dict[str, dict[str, Any]]] = {
     "single": {"tokens": None, "tokens_per_second": None, "batch": 1, "suspend": False},
     "suspend": {"tokens": None, "tokens_per_second": None, "batch": 1, "suspend": True},
 }
-FAIR_WITHIN: Final = {"full": 20.0, "short": 15.0, "toy": 1.0}
+FAIR_WITHIN: Final = {"full": 10.0, "short": 4.0, "toy": 1.0}
 
 
 class Throughput(Scenario):
