@@ -38,6 +38,7 @@ class Program:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            cwd=Path(__file__).resolve().parent.parent,  # where ``-m bench.pygen`` is found
         )
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, name=f"read {self.name}", daemon=True).start()
@@ -99,7 +100,7 @@ class Generator(Program):
     def __init__(
         self, cores: Iterable[int], expected: Path, *, python: bool = False, prefix: Sequence[str] = ()
     ) -> None:
-        fallback = [sys.executable, str(Path(__file__).with_name("pygen.py"))]
+        fallback = [sys.executable, "-m", "bench.pygen"]
         if python:
             argv = fallback
         else:
