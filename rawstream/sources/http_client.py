@@ -219,7 +219,7 @@ class HttpResponse:
             self._connection.clear_deadline()
 
     async def read_some(self) -> bytes:
-        """The body bytes that are at hand (at most about ``upstream_read_limit``), waiting for the first; b'' at the end.
+        """The body bytes that are at hand (about ``upstream_read_limit`` at most), waiting for one; b'' at the end.
 
         Raises UpstreamFailed (cut, reset, bad framing) and UpstreamIdle (the deadline). After an error, and when it
         was cancelled, the response is of no further use.

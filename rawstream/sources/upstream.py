@@ -23,7 +23,7 @@ from rawstream.errors import MisuseError, SettingsError, UpstreamFailed, Upstrea
 from rawstream.model import Request, SourceStatistics, Token
 from rawstream.settings import MiB, Settings
 from rawstream.sources.http_client import HttpClient, HttpResponse, origin_of
-from rawstream.sources.openai_events import DONE, answer_as_token, message_of, token_of
+from rawstream.sources.openai_events import DONE, answer_as_token, append_tokens, message_of
 from rawstream.wire.sse import EventTooLong, Parser
 
 MAX_ANSWER: Final = 16 * MiB
@@ -276,9 +276,7 @@ class UpstreamStream:
             del payloads[payloads.index(DONE) :]
         tokens: list[Token] = []
         try:
-            for payload in payloads:
-                if payload:
-                    tokens.append(token_of(payload))
+            append_tokens(payloads, tokens)
         except UpstreamFailed as failure:
             self._failure = failure
             self._whole = False
