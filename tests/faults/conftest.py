@@ -1,0 +1,28 @@
+"""One server for each module of faults, looked over after each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.server import ServerProcess
+
+FLAGS = (
+    "--head-timeout", "1", "--body-timeout", "1", "--keepalive-timeout", "1", "--stall-timeout", "1",
+    "--heartbeat", "0", "--flush-timeout", "0.5",
+)  # fmt: skip
+"""The deadlines, shortened so that they can be waited for."""
+
+
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[ServerProcess]:
+    with ServerProcess(*FLAGS) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: ServerProcess) -> Iterator[ServerProcess]:
+    """The module's server. After the test: a fresh request is answered, nothing is left, nothing looks like a bug."""
+    yield shared_server
+    shared_server.assert_steady()
