@@ -84,12 +84,17 @@ class Meter:
 class Sink(Protocol):
     """Where frames go. One producer."""
 
-    async def wait_room(self) -> int:
-        """Wait for permission; return how many bytes may be put before it must be asked for again."""
+    @property
+    def room(self) -> int:
+        """Bytes that may be put before permission must be asked for again; 0: there is none now."""
         ...
 
-    def put_nowait(self, frames: bytes) -> None:
-        """Take whole frames. Never waits."""
+    async def wait_room(self) -> int:
+        """Wait for permission; return how far it goes, in bytes."""
+        ...
+
+    def put_nowait(self, frames: bytes, now: float) -> None:
+        """Take whole frames, at ``now``. Never waits."""
         ...
 
 
@@ -136,15 +141,20 @@ async def produce(
     frames: list[bytes] = []
     size = 0
     limit = 0  # bytes that may be pending before permission is asked for; 0: ask now
-    held_since = clock()
+    now = held_since = clock()
     try:
         while True:
             if size >= limit:
                 if limit and frames:
-                    sink.put_nowait(b"".join(frames))
+                    sink.put_nowait(b"".join(frames), now)
                     frames.clear()
                     size = 0
-                limit = min(await sink.wait_room(), write_size)
+                limit = sink.room
+                if limit <= 0:
+                    limit = await sink.wait_room()
+                    now = held_since = clock()
+                if limit > write_size:
+                    limit = write_size
                 if size >= limit:
                     continue
             step = advance()
@@ -153,15 +163,18 @@ async def produce(
             except StopIteration as ready:
                 item: SourceItem = ready.value
             else:
+                now = clock()
                 if frames:
-                    sink.put_nowait(b"".join(frames))
+                    sink.put_nowait(b"".join(frames), now)
                     frames.clear()
                     size = 0
                     limit = 0
-                meter.wait("source", clock())
+                meter.waiting_since = now
+                meter.waiting_for = "source"
                 item = await _rest_of(step, awaited)
                 held_since = clock()
-                meter.waited(held_since)
+                meter.source_seconds += held_since - now
+                meter.waiting_for = None
             del step
             if item.__class__ is str or item.__class__ is Token:
                 batch: Sequence[TokenItem] = (item,)
@@ -177,9 +190,10 @@ async def produce(
             else:
                 for at in range(0, len(batch), _SLICE):
                     if frames:
-                        sink.put_nowait(b"".join(frames))
+                        sink.put_nowait(b"".join(frames), clock())
                         frames.clear()
-                    await sink.wait_room()
+                    if sink.room <= 0:
+                        await sink.wait_room()
                     part = batch[at : at + _SLICE]
                     frames.append(dialect.encode(part))
                     meter.tokens += count_tokens(part)
@@ -189,7 +203,7 @@ async def produce(
             now = clock()
             if now - held_since > hold:
                 if size:
-                    sink.put_nowait(b"".join(frames))
+                    sink.put_nowait(b"".join(frames), now)
                     limit = 0
                 frames.clear()
                 size = 0
@@ -199,7 +213,7 @@ async def produce(
         return b"".join(frames)
     except Exception:
         if size:
-            sink.put_nowait(b"".join(frames))
+            sink.put_nowait(b"".join(frames), now)
         raise
 
 
@@ -226,6 +240,13 @@ class Delivery:
         """Has the head left? After that a failure can be told in-stream only."""
         self.last_write = meter.started_at
 
+    @property
+    def room(self) -> int:
+        """Bytes that may be written now; 0: wait."""
+        if self.pausing is not None and not self.pausing.is_set():
+            return 0
+        return self._response.room
+
     async def wait_room(self) -> int:
         """Permission, and how far it goes in bytes. Raises when the client is gone. Cancel-safe."""
         response = self._response
@@ -246,15 +267,14 @@ class Delivery:
         self._response.start(200, self._headers)
         return self._dialect.head()
 
-    def put_nowait(self, frames: bytes) -> None:
-        """Write whole frames; the first write carries the head."""
+    def put_nowait(self, frames: bytes, now: float) -> None:
+        """Write whole frames at ``now``; the first write carries the head."""
         if not frames:
             return
         if not self.committed:
             frames = self._commit() + frames
         self._response.write_nowait(frames)
         meter = self.meter
-        now = monotonic()
         self.last_write = now
         if meter.first_write_at is None:
             meter.first_write_at = now

@@ -91,7 +91,7 @@ class WrongDisciplines:
         delivery = stream.delivery
         for at in range(0, len(body), settings.write_size):
             await delivery.wait_room()
-            delivery.put_nowait(body[at : at + settings.write_size])
+            delivery.put_nowait(body[at : at + settings.write_size], monotonic())
         await delivery.finish(b"")
 
 
@@ -107,11 +107,14 @@ class _Eager:
         self._gone_at: float | None = None
         self._checked_at = 0.0
 
+    @property
+    def room(self) -> int:
+        return _UNBOUNDED
+
     async def wait_room(self) -> int:
         return _UNBOUNDED
 
-    def put_nowait(self, frames: bytes) -> None:
-        now = monotonic()
+    def put_nowait(self, frames: bytes, now: float) -> None:
         gone = self._stream.exchange.connection.gate.reason
         if gone is not None:
             self._after_the_end(now, gone)
@@ -119,7 +122,7 @@ class _Eager:
         if now - self._checked_at > 0.05:
             self._checked_at = now
             self._lab.check_memory()
-        self._delivery.put_nowait(frames)
+        self._delivery.put_nowait(frames, now)
 
     def _after_the_end(self, now: float, gone: RawstreamError) -> None:
         if self._gone_at is None:
@@ -139,11 +142,14 @@ class _Collecting:
         self.parts: list[bytes] = []
         self.size = 0
 
+    @property
+    def room(self) -> int:
+        return _UNBOUNDED
+
     async def wait_room(self) -> int:
         return _UNBOUNDED
 
-    def put_nowait(self, frames: bytes) -> None:
-        now = monotonic()
+    def put_nowait(self, frames: bytes, now: float) -> None:
         if now - self._checked_at > 0.05:
             self._checked_at = now
             self._lab.check_memory()
@@ -180,6 +186,10 @@ class _Draining:
         self._stream = stream
         self._delivery = stream.delivery
 
+    @property
+    def room(self) -> int:
+        return 0  # always to be waited for: that is the discipline
+
     async def wait_room(self) -> int:
         await asyncio.sleep(0)
         meter = self._stream.meter
@@ -188,5 +198,5 @@ class _Draining:
         meter.waited(monotonic())
         return 1  # one write, one drain()
 
-    def put_nowait(self, frames: bytes) -> None:
-        self._delivery.put_nowait(frames)
+    def put_nowait(self, frames: bytes, now: float) -> None:
+        self._delivery.put_nowait(frames, now)

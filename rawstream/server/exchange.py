@@ -190,12 +190,15 @@ class Exchange:
 
     def write_nowait(self, data: bytes) -> None:
         connection = self._connection
-        connection.gate.check()
+        gate = connection.gate
+        if gate.state is not _OPEN or gate.waiting:
+            gate.check()
         framed = connection.codec.frame(data)
         if self._head_bytes:
             framed = self._head_bytes + framed
             self._head_bytes = b""
-        connection.write(framed)
+        connection.written += len(framed)
+        connection.writer.write(framed)
 
     async def finish(self, last: bytes = b"") -> None:
         """Write ``last`` and the end of the body in one write; wait until the kernel has all of it."""
