@@ -125,7 +125,7 @@ def parse_tcp_info(raw: bytes) -> TcpInfo | None:
 
 def tcp_info(sock: SocketLike) -> TcpInfo | None:
     """``TCP_INFO`` of a socket (about 1 µs); None where the system, or this kind of socket, has none."""
-    if not LINUX:
+    if not LINUX or sock.fileno() < 0:  # closed: uvloop's socket then raises ValueError, asyncio's OSError
         return None
     try:
         return parse_tcp_info(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE))
