@@ -17,7 +17,7 @@ MiB: Final = 1024 * 1024
 
 def _setting(default: Any, group: str, unit: str, help: str, *, secret: bool = False) -> Any:
     return dataclasses.field(
-        default=default, metadata={"group": group, "unit": unit, "help": help, "secret": secret}
+        default=default, repr=not secret, metadata={"group": group, "unit": unit, "help": help, "secret": secret}
     )
 
 

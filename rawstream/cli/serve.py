@@ -2,6 +2,7 @@
 
 Rule 1: one line on stderr says where it listens, once it accepts; scripts wait for that line.
 Rule 2: the first SIGTERM or SIGINT ends it gracefully, the second at once. Both are a clean end: exit code 0.
+Rule 3: what a user can get wrong is one line and exit code 2 (a setting) or 1 (what came of it), never a traceback.
 """
 
 from __future__ import annotations
@@ -11,31 +12,34 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from rawstream import config
-from rawstream.cli.options import ServeCommand, setting_options
-from rawstream.errors import RawstreamError, SettingsError
-from rawstream.settings import Settings
-
-if TYPE_CHECKING:
-    from rawstream.api import Server
-    from rawstream.model import Source
+from rawstream.api import Server
+from rawstream.cli.options import ServeCommand, setting_options, size_text
+from rawstream.errors import SettingsError
+from rawstream.flow import kernel
+from rawstream.model import Source
+from rawstream.server import logs
+from rawstream.settings import FIELDS, Settings
+from rawstream.sources.loading import load_source
+from rawstream.sources.mock import MockSource
+from rawstream.sources.upstream import UpstreamSource
 
 log = logging.getLogger("rawstream")
 
 
 @click.command("serve", cls=ServeCommand, params=setting_options(), short_help="Start the server.")
-@click.option("--config", "config_file", metavar="FILE", help="Read settings from this TOML file.")
+@click.option("--config", "config_file", metavar="FILE")
 def serve(config_file: str | None, **flags: Any) -> None:
-    """Start the server."""
+    """Start the server. (The help page is made by ``ServeCommand``.)"""
     try:
-        loaded = config.load(flags, os.environ, config_file)
-        code = run(loaded)
+        code = run(config.load(flags, os.environ, config_file))
     except SettingsError as error:
         if error.detail:
             click.echo(error.detail.rstrip(), err=True)
@@ -45,17 +49,18 @@ def serve(config_file: str | None, **flags: Any) -> None:
 
 
 def run(loaded: config.Loaded) -> int:
-    """Serve until a signal ends it. The exit code. Raises SettingsError."""
-    from rawstream.server import logs
-
+    """Serve until a signal ends it; the exit code. Raises SettingsError."""
     settings = loaded.settings
     if settings.workers > 1:
-        where = loaded.origins.get("workers", "the default")
-        raise SettingsError(f"workers: {settings.workers} (from {where}): for now one process serves; leave it at 1")
+        where = loaded.origins["workers"]
+        raise SettingsError(
+            f"workers: {settings.workers} (from {where}): for now one process serves, so only 1 is valid"
+        )
     loop_factory = _loop_factory(settings)
     logs.set_up(settings.log_format, settings.log_level)
     source = make_source(settings)
-    for warning in loaded.warnings:
+    lowat = lowat_available()
+    for warning in [*loaded.warnings, *held_warnings(settings, lowat)]:
         log.warning("%s", warning)
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_serve(settings, source))
@@ -64,18 +69,9 @@ def run(loaded: config.Loaded) -> int:
 def make_source(settings: Settings) -> Source:
     """The source that the settings name. Raises SettingsError."""
     if settings.source is not None:
-        from rawstream.sources.loading import load_source
-
         return load_source(settings.source)
     if settings.upstream is not None:
-        from rawstream.sources.upstream import UpstreamSource
-
-        try:
-            return UpstreamSource(settings)
-        except RawstreamError as error:
-            raise SettingsError(str(error), detail=error.detail) from None
-    from rawstream.sources.mock import MockSource
-
+        return UpstreamSource(settings)
     return MockSource()
 
 
@@ -87,14 +83,56 @@ def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]
         import uvloop
     except ImportError:
         if settings.loop == "uvloop":
-            raise SettingsError("loop: 'uvloop' was asked for and is not installed (pip install uvloop)") from None
+            raise SettingsError("loop: uvloop was asked for and is not installed (pip install uvloop)") from None
         return None
     return uvloop.new_event_loop
 
 
-async def _serve(settings: Settings, source: Source) -> int:
-    from rawstream.api import Server
+# --- what a stalled client costs ----------------------------------------------------------------------------
 
+
+def lowat_available() -> bool:
+    """Can this system bound the unsent bytes in its kernel (``TCP_NOTSENT_LOWAT``)?"""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            return kernel.set_notsent_lowat(probe, 4096)
+        except OSError:
+            return False
+
+
+def held_warnings(settings: Settings, lowat: bool) -> list[str]:
+    """What is held for each stalled client, when that is more than by default. ``lowat``: ``lowat_available()``."""
+    high = settings.write_high
+    parts = [f"{_readable(high)} in the transport (write_high={size_text(high)})"]
+    unbounded = False
+    if settings.uds is None and lowat and settings.notsent_lowat:
+        value = settings.notsent_lowat
+        parts.append(f"{_readable(value)} unsent in the kernel (notsent_lowat={size_text(value)})")
+    elif settings.sndbuf:
+        parts.append(
+            f"{_readable(2 * settings.sndbuf)} in the kernel (sndbuf={size_text(settings.sndbuf)}, which Linux doubles)"
+        )
+    else:
+        unbounded = True
+        if settings.uds is not None:
+            why = "a Unix socket's send buffer has no low-water mark"
+        elif not lowat:
+            why = "this system has no TCP_NOTSENT_LOWAT"
+        else:
+            why = "notsent_lowat=0"
+        parts.append(f"what the kernel's send buffer takes, up to megabytes ({why}; sndbuf bounds it)")
+    raised = any(getattr(settings, name) > FIELDS[name].default for name in ("write_high", "notsent_lowat", "sndbuf"))
+    return [f"up to {' + '.join(parts)} will be held for each stalled client"] if raised or unbounded else []
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1048576:.1f} MiB" if size >= 1048576 else f"{size / 1024:.1f} KiB"
+
+
+# --- the process --------------------------------------------------------------------------------------------
+
+
+async def _serve(settings: Settings, source: Source) -> int:
     server = Server(settings, source)
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -104,7 +142,9 @@ async def _serve(settings: Settings, source: Source) -> int:
             log.info("%s again: ending at once", name)
             server.hurry()
         else:
-            log.info("%s: ending; running streams have %g s (again: at once)", name, settings.drain_timeout)
+            log.info(
+                "%s: ending; running streams have %g s, a second signal ends at once", name, settings.drain_timeout
+            )
             ending.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -117,8 +157,8 @@ async def _serve(settings: Settings, source: Source) -> int:
         click.echo(f"rawstream: {error.strerror or error}", err=True)
         return 1
     remove_socket = _own_socket(settings)
-    _announce(server, settings)
     try:
+        _announce(server, settings)
         await ending.wait()
         await server.close()
     finally:
