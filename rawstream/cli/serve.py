@@ -26,7 +26,7 @@ from rawstream.errors import SettingsError
 from rawstream.flow import kernel
 from rawstream.model import Source
 from rawstream.server import logs
-from rawstream.settings import FIELDS, Settings
+from rawstream.settings import Settings
 from rawstream.sources.loading import load_source
 from rawstream.sources.mock import MockSource
 from rawstream.sources.upstream import UpstreamSource
@@ -59,9 +59,9 @@ def run(loaded: config.Loaded) -> int:
     loop_factory = _loop_factory(settings)
     logs.set_up(settings.log_format, settings.log_level)
     source = make_source(settings)
-    lowat = lowat_available()
-    for warning in [*loaded.warnings, *held_warnings(settings, lowat)]:
-        log.warning("%s", warning)
+    for warning in [*loaded.warnings, held_warning(settings, kernel_takes(settings))]:
+        if warning is not None:
+            log.warning("%s", warning)
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_serve(settings, source))
 
@@ -91,38 +91,33 @@ def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]
 # --- what a stalled client costs ----------------------------------------------------------------------------
 
 
-def lowat_available() -> bool:
-    """Can this system bound the unsent bytes in its kernel (``TCP_NOTSENT_LOWAT``)?"""
+def kernel_takes(settings: Settings) -> tuple[int | None, str]:
+    """Bytes that the kernel takes from us for a client that reads nothing (None: more than can be said), and why."""
+    if settings.uds is not None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            taken = 2 * settings.sndbuf or probe.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        return taken, f"sndbuf={size_text(settings.sndbuf)} of a Unix socket"
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        try:
-            return kernel.set_notsent_lowat(probe, 4096)
-        except OSError:
-            return False
+        lowat = kernel.set_notsent_lowat(probe, settings.notsent_lowat)
+    if lowat and settings.notsent_lowat:
+        return settings.notsent_lowat, f"notsent_lowat={size_text(settings.notsent_lowat)}"
+    why = "notsent_lowat=0" if lowat else "this system has no TCP_NOTSENT_LOWAT"
+    if settings.sndbuf:
+        return 2 * settings.sndbuf, f"{why}, sndbuf={size_text(settings.sndbuf)}, which the kernel doubles"
+    return None, f"{why}; sndbuf bounds it"
 
 
-def held_warnings(settings: Settings, lowat: bool) -> list[str]:
-    """What is held for each stalled client, when that is more than by default. ``lowat``: ``lowat_available()``."""
-    high = settings.write_high
-    parts = [f"{_readable(high)} in the transport (write_high={size_text(high)})"]
-    unbounded = False
-    if settings.uds is None and lowat and settings.notsent_lowat:
-        value = settings.notsent_lowat
-        parts.append(f"{_readable(value)} unsent in the kernel (notsent_lowat={size_text(value)})")
-    elif settings.sndbuf:
-        parts.append(
-            f"{_readable(2 * settings.sndbuf)} in the kernel (sndbuf={size_text(settings.sndbuf)}, which Linux doubles)"
-        )
-    else:
-        unbounded = True
-        if settings.uds is not None:
-            why = "a Unix socket's send buffer has no low-water mark"
-        elif not lowat:
-            why = "this system has no TCP_NOTSENT_LOWAT"
-        else:
-            why = "notsent_lowat=0"
-        parts.append(f"what the kernel's send buffer takes, up to megabytes ({why}; sndbuf bounds it)")
-    raised = any(getattr(settings, name) > FIELDS[name].default for name in ("write_high", "notsent_lowat", "sndbuf"))
-    return [f"up to {' + '.join(parts)} will be held for each stalled client"] if raised or unbounded else []
+def held_warning(settings: Settings, in_kernel: tuple[int | None, str]) -> str | None:
+    """What is held for each stalled client, when that is more than by default. ``in_kernel``: ``kernel_takes()``."""
+    high, (taken, why) = settings.write_high, in_kernel
+    default = Settings()
+    if high <= default.write_high and taken is not None and taken <= default.notsent_lowat:
+        return None
+    shown = "megabytes" if taken is None else _readable(taken)
+    return (
+        f"up to {_readable(high)} in the transport (write_high={size_text(high)}) + {shown} in the kernel ({why}) "
+        "will be held for each stalled client"
+    )
 
 
 def _readable(size: int) -> str:
