@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -156,8 +157,16 @@ async def dial(
         reason = (error.reason or "broken").replace("_", " ").lower()
         raise UpstreamFailed(f"TLS with the upstream failed: {reason}", detail=f"{where}: {error}") from None
     except (OSError, EOFError) as error:
-        said = getattr(error, "strerror", None) or "the connection was closed"
+        said = _spoken(error)
         raise UpstreamFailed(f"the upstream could not be reached: {said}", detail=f"{where}: {error}") from None
+
+
+def _spoken(error: Exception) -> str:
+    """The system's words for an error, without the address that some loops add to them."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None and number > 0:
+        return os.strerror(number)
+    return (error.strerror if isinstance(error, OSError) else None) or "the connection was closed"
 
 
 async def _connect(origin: Origin, rcvbuf: int) -> socket.socket:
