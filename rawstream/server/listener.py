@@ -131,6 +131,9 @@ class Listener:
         self._starting.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("a connection was lost while it was accepted: %r", error)
+        if self._rest is None:
+            # For a moment it counted twice, as starting and as open: the limit may have been seen too early.
+            self.connection_closed()
 
 
 def listen(settings: Settings) -> list[socket.socket]:
