@@ -64,7 +64,7 @@ class TcpInfo(NamedTuple):
 
 
 def bound_send_side(sock: OptionSocket, *, notsent_lowat: int, sndbuf: int) -> None:
-    """Set ``TCP_NODELAY``, ``TCP_NOTSENT_LOWAT`` and ``SO_SNDBUF`` on a connected socket. Unix sockets get the last alone."""
+    """Set ``TCP_NODELAY``, ``TCP_NOTSENT_LOWAT`` and ``SO_SNDBUF`` on a connected socket; on a Unix one that last."""
     if sndbuf:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
     if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -74,7 +74,7 @@ def bound_send_side(sock: OptionSocket, *, notsent_lowat: int, sndbuf: int) -> N
 
 
 def set_notsent_lowat(sock: OptionSocket, value: int) -> bool:
-    """Set ``TCP_NOTSENT_LOWAT`` in bytes; 0 returns to the kernel's default. False where the system has no such option."""
+    """Set ``TCP_NOTSENT_LOWAT`` in bytes; 0 returns to the kernel's default. False where there is no such option."""
     if _TCP_NOTSENT_LOWAT is None:
         return False
     unsigned = value or _KERNEL_DEFAULT_LOWAT
@@ -129,5 +129,5 @@ def tcp_info(sock: SocketLike) -> TcpInfo | None:
         return None
     try:
         return parse_tcp_info(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: uvloop, of a socket that was closed meanwhile
         return None
