@@ -1,8 +1,8 @@
 """One outgoing connection: dialled with a bounded receive buffer, read no faster than it is asked to.
 
 Rule 1: every place where bytes can wait on this side is bounded: the kernel's receive buffer (``SO_RCVBUF``, set
-        *before* connect, since the window is negotiated there), TLS's buffer, and the stream reader, which pauses
-        the transport at twice its limit. Nobody reads, nothing is taken.
+        *before* connect, since the window is negotiated there), TLS's buffer, one read of the socket, and the
+        stream reader, which pauses the transport. Nobody reads, nothing is taken.
 Rule 2: nobody waits without a deadline, and a deadline costs an attribute: it is set before a wait, not around it.
 Rule 3: a connection is broken off at once (``abort``); there is nothing to flush that anyone still wants.
 """
@@ -41,8 +41,10 @@ class Inlet(asyncio.StreamReader):
     """A stream reader that knows how much it holds, and passes data straight on while it has a ``sink``."""
 
     def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(limit=limit, loop=loop)
-        self._most = limit
+        """``limit`` in bytes: reading pauses above it. One more read of as much may be held then."""
+        super().__init__(limit=max(1, limit // 2), loop=loop)  # a StreamReader pauses at twice its limit
+        self.most = limit
+        """Bytes that one ``take`` gives at most, and that one read of the socket takes at most."""
         self.held = 0
         """Bytes taken from the transport and not yet read."""
         self.sink: Callable[[bytes], None] | None = None
@@ -62,13 +64,40 @@ class Inlet(asyncio.StreamReader):
             self.sink(b"")
 
     async def take(self) -> bytes:
-        """Up to ``limit`` bytes, as soon as there are any; b'' at the end of the connection. Cancel-safe.
-
-        So what a consumer that stops holds in its own hands is bounded too.
-        """
-        data = await self.read(self._most)
+        """Up to ``most`` bytes, as soon as there are any; b'' at the end of the connection. Cancel-safe."""
+        data = await self.read(self.most)
         self.held -= len(data)
         return data
+
+
+class _Feeding(asyncio.BufferedProtocol):
+    """Feeds an inlet through a buffer of its size: a plain protocol's reads take up to 256 KiB at a time."""
+
+    def __init__(self, inlet: Inlet) -> None:
+        self._inlet = inlet
+        self._buffer: memoryview | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._inlet.set_transport(transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(self._inlet.most))
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._buffer is not None:
+            self._inlet.feed_data(bytes(self._buffer[:nbytes]))
+
+    def eof_received(self) -> None:
+        self._inlet.feed_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._buffer = None
+        if exc is None:
+            self._inlet.feed_eof()
+        else:
+            self._inlet.set_exception(exc)
 
 
 class Connection:
@@ -205,7 +234,7 @@ async def _addresses(origin: Origin, loop: asyncio.AbstractEventLoop) -> list[tu
 async def _wrap(sock: socket.socket, origin: Origin, read_limit: int, tls: ssl.SSLContext | None) -> Connection:
     loop = asyncio.get_running_loop()
     inlet = Inlet(read_limit, loop)
-    protocol = asyncio.StreamReaderProtocol(inlet, loop=loop)
+    protocol = _Feeding(inlet)
     transport, _ = await loop.create_connection(
         lambda: protocol, sock=sock, ssl=tls, server_hostname=origin.host if tls is not None else None
     )
