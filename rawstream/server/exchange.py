@@ -190,9 +190,8 @@ class Exchange:
 
     def write_nowait(self, data: bytes) -> None:
         connection = self._connection
-        gate = connection.gate
-        if gate.state is not _OPEN or gate.waiting:
-            gate.check()
+        if connection.gate.state is not _OPEN:  # while it is open nobody waits
+            connection.gate.check()
         framed = connection.codec.frame(data)
         if self._head_bytes:
             framed = self._head_bytes + framed

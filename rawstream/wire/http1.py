@@ -28,7 +28,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import h11
 
 from rawstream.errors import ClientDisconnected, MisuseError, ProtocolViolation
-from rawstream.wire.chunks import END_OF_BODY, ChunkDecoder, EndOfBody
+from rawstream.wire.chunks import END_OF_BODY, ChunkDecoder, EndOfBody, frame_chunk
 from rawstream.wire.guard import TOKEN, HeadLimits, RequestHead, first_fault, read_head
 
 __all__ = ["END_OF_BODY", "NEED_DATA", "EndOfBody", "Framing", "RequestHead", "ServerCodec"]
@@ -239,7 +239,7 @@ class ServerCodec:
         """
         framing = self._framing
         if framing == "chunked":
-            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            return frame_chunk(data)
         if framing == "length":
             return self._send(h11.Data(data))
         return data if framing == "close" else b""
