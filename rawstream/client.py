@@ -239,12 +239,14 @@ async def _events(call: _Call) -> AsyncGenerator[StreamEvent, None]:
         call.headers = response.head.headers
         if response.status != 200:
             raise await _refusal(response)
+        coding = response.head.header("content-encoding")
+        if coding not in (None, "", "identity"):
+            raise StreamError(f"the server compressed its answer ({coding}), uninvited", code="not_a_stream")
         kind = (response.head.header("content-type") or "").partition(";")[0].strip().lower()
         reader = _READERS.get(kind)
-        if reader is None or response.head.header("content-encoding") not in (None, "", "identity"):
-            raise StreamError(
-                f"the server answered with {kind or 'no content type'}, not a stream", code="not_a_stream"
-            )
+        if reader is None:
+            said = kind or "no content type"
+            raise StreamError(f"the server answered with {said}, not a stream", code="not_a_stream")
         async with aclosing(reader(call, response)) as events:
             async for event in events:
                 call.events += 1
