@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from rawstream.errors import MisuseError, RawstreamError, UpstreamFailed
+from rawstream.errors import MisuseError, RawstreamError, SettingsError, UpstreamFailed
 from rawstream.settings import Settings
 from rawstream.sources.http_connection import Connection, Origin, dial
 from rawstream.wire.http1_client import CloseBody, ResponseHead
@@ -37,12 +37,13 @@ class HttpClient:
     """Requests over pooled connections, for one event loop. ``settings.upstream_…`` name the bounds."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError when ``upstream_ca`` is not a file of certificates."""
         self._settings = settings
         self._idle: dict[Origin, list[Connection]] = {}
         """Idle connections, the one used last at the end: it is the least likely to have been closed."""
         self._idle_count = 0
         self._open: set[Connection] = set()
-        self._tls: ssl.SSLContext | None = None
+        self._tls = None if settings.upstream_ca is None else _tls_context(settings.upstream_ca)
 
     @property
     def open_connections(self) -> int:
@@ -174,8 +175,7 @@ class HttpClient:
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = ssl.create_default_context(cafile=self._settings.upstream_ca)
-            self._tls.set_alpn_protocols(["http/1.1"])
+            self._tls = _tls_context(None)
         return self._tls
 
 
@@ -306,6 +306,15 @@ class HttpResponse:
 
 class _ClosedUnderUs(Exception):
     """A pooled connection was closed before any byte of the response."""
+
+
+def _tls_context(authorities: str | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except OSError as error:
+        raise SettingsError(f"upstream_ca: cannot read certificates from {authorities!r}: {error.strerror}") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def _broken(error: OSError) -> UpstreamFailed:

@@ -332,11 +332,13 @@ class ClientCodec:
 
         Interim (1xx) responses are passed over. Raises UpstreamFailed.
         """
+        searched = max(0, len(self._head) - 3)
         self._head += data
         while True:
             if not _START.startswith(self._head[: len(_START)]):
                 raise UpstreamFailed("the upstream's answer is not HTTP/1.1")
-            end = self._head.find(b"\r\n\r\n", 0, MAX_HEAD) + 4
+            end = self._head.find(b"\r\n\r\n", searched, MAX_HEAD) + 4
+            searched = 0
             if end == 3:
                 if len(self._head) >= MAX_HEAD:
                     raise UpstreamFailed(f"the head of the upstream's answer is longer than {MAX_HEAD} bytes")
