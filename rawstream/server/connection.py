@@ -299,7 +299,7 @@ class Connection(asyncio.Protocol):
         else:
             self._set_head_deadline()
         while True:
-            if self.host.draining and not codec.buffered:
+            if self.host.draining and not codec.buffered and not self._unread:
                 return None
             data = await self.read_some()
             codec.receive(data)
@@ -320,7 +320,9 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """The server drains: a connection between two requests has nothing more to wait for."""
-        if self.interrupt is None and not self.codec.buffered and self._on_deadline is not self._nothing:
+        codec = self.codec
+        between = codec.body_complete and not codec.buffered and not self._unread
+        if between and self.interrupt is None and self._on_deadline is not self._nothing:
             self.reader.set_exception(_Quiet())
 
     # --- flushing and closing --------------------------------------------------------------------------------
