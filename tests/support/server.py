@@ -73,8 +73,7 @@ class ServerProcess:
             try:
                 self._wait_until_listening()
             except BaseException:
-                self.process.kill()
-                self.process.wait()
+                self._bury()
                 raise
 
     def _wait_until_listening(self) -> None:
@@ -99,12 +98,15 @@ class ServerProcess:
             if kind is None:
                 self.assert_no_traceback()
         finally:
-            if self.process.poll() is None:
-                self.process.kill()
-            self.process.wait(10)
-            self._reader.join(10)
-            if self.process.stderr is not None:
-                self.process.stderr.close()
+            self._bury()
+
+    def _bury(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        self._reader.join(10)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
     # --- what it says ----------------------------------------------------------------------------------------
 
