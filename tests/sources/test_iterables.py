@@ -178,14 +178,18 @@ async def test_a_database_cursor_is_made_stepped_and_closed_in_one_thread(tmp_pa
     assert await collect(rows) == ["one", "two", "three"]
     assert closed == [True]
 
+    connections: list[sqlite3.Connection] = []
+
     def cursor() -> sqlite3.Cursor:
-        connection = sqlite3.connect(path)
+        connection = sqlite3.connect(path, check_same_thread=False)
+        connections.append(connection)
         connection.row_factory = sqlite3.Row
         return connection.execute("select word from words order by rowid")
 
     stream = as_source(cursor).tokens(REQUEST)
     assert await anext(stream.__aiter__()) == "one"
     await stream.aclose()
+    connections[0].close()
 
 
 @pytest.mark.parametrize(
