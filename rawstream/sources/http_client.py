@@ -26,7 +26,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from rawstream.errors import MisuseError, RawstreamError, SettingsError, UpstreamFailed
 from rawstream.settings import Settings
-from rawstream.sources.http_connection import Connection, Origin, dial
+from rawstream.sources.http_connection import Connection, Origin, dial, read_buffer
 from rawstream.wire.http1_client import CloseBody, ResponseHead
 
 FINISH: Final = 0.1
@@ -43,6 +43,7 @@ class HttpClient:
         """Idle connections, the one used last at the end: it is the least likely to have been closed."""
         self._idle_count = 0
         self._open: set[Connection] = set()
+        self._buffer: memoryview | None = None
         self._tls = None if settings.upstream_ca is None else _tls_context(settings.upstream_ca)
 
     @property
@@ -84,7 +85,7 @@ class HttpClient:
             origin,
             timeout=self._settings.upstream_connect_timeout,
             rcvbuf=self._settings.upstream_rcvbuf,
-            read_limit=self._settings.upstream_read_limit,
+            buffer=self._read_buffer(),
             tls=self._tls_context() if origin.scheme == "https" else None,
         )
         self._open.add(connection)
@@ -172,6 +173,10 @@ class HttpClient:
                 del self._idle[connection.origin]
         self._open.discard(connection)
         connection.abort()
+
+    def _read_buffer(self) -> memoryview:
+        self._buffer = read_buffer(self._settings.upstream_read_limit, self._buffer)
+        return self._buffer
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:

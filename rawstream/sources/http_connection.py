@@ -14,6 +14,7 @@ import ipaddress
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -44,7 +45,7 @@ class Inlet(asyncio.StreamReader):
         """``limit`` in bytes: reading pauses above it. One more read of as much may be held then."""
         super().__init__(limit=max(1, limit // 2), loop=loop)  # a StreamReader pauses at twice its limit
         self.most = limit
-        """Bytes that one ``take`` gives at most, and that one read of the socket takes at most."""
+        """Bytes that one ``take`` gives at most."""
         self.held = 0
         """Bytes taken from the transport and not yet read."""
         self.sink: Callable[[bytes], None] | None = None
@@ -71,29 +72,25 @@ class Inlet(asyncio.StreamReader):
 
 
 class _Feeding(asyncio.BufferedProtocol):
-    """Feeds an inlet through a buffer of its size: a plain protocol's reads take up to 256 KiB at a time."""
+    """Feeds an inlet through a small buffer: a plain protocol's reads take up to 256 KiB at a time."""
 
-    def __init__(self, inlet: Inlet) -> None:
+    def __init__(self, inlet: Inlet, buffer: memoryview) -> None:
         self._inlet = inlet
-        self._buffer: memoryview | None = None
+        self._buffer = buffer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._inlet.set_transport(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        if self._buffer is None:
-            self._buffer = memoryview(bytearray(self._inlet.most))
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._buffer is not None:
-            self._inlet.feed_data(bytes(self._buffer[:nbytes]))
+        self._inlet.feed_data(bytes(self._buffer[:nbytes]))
 
     def eof_received(self) -> None:
         self._inlet.feed_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._buffer = None
         if exc is None:
             self._inlet.feed_eof()
         else:
@@ -157,20 +154,31 @@ class Connection:
         self.abort()
 
 
+def read_buffer(size: int, shared: memoryview | None) -> memoryview:
+    """A buffer to read sockets through: ``shared``, where that can be.
+
+    The loops of Unix fill a buffer and hand it over in one go, so that all connections of a loop can share one
+    (8 KiB less for each). Windows' proactor keeps hold of it while it waits.
+    """
+    if shared is not None and sys.platform != "win32":
+        return shared
+    return memoryview(bytearray(size))
+
+
 async def dial(
-    origin: Origin, *, timeout: float, rcvbuf: int, read_limit: int, tls: ssl.SSLContext | None
+    origin: Origin, *, timeout: float, rcvbuf: int, buffer: memoryview, tls: ssl.SSLContext | None
 ) -> Connection:
     """Connect to ``origin``, over TLS where ``tls`` is given, within ``timeout`` seconds in all.
 
-    ``rcvbuf`` and ``read_limit`` are bytes (``upstream_rcvbuf``, ``upstream_read_limit``). Tries all addresses of
-    the host, in order. Raises UpstreamFailed. Cancel-safe.
+    ``rcvbuf`` is ``upstream_rcvbuf`` in bytes. The socket is read through ``buffer`` (``read_buffer``), whose size
+    is the reader's limit. Tries all addresses of the host, in order. Raises UpstreamFailed. Cancel-safe.
     """
     where = f"{origin.host}:{origin.port}"
     try:
         async with asyncio.timeout(timeout):
             sock = await _connect(origin, rcvbuf)
             try:
-                return await _wrap(sock, origin, read_limit, tls)
+                return await _wrap(sock, origin, buffer, tls)
             except BaseException:
                 sock.close()
                 raise
@@ -231,10 +239,11 @@ async def _addresses(origin: Origin, loop: asyncio.AbstractEventLoop) -> list[tu
     return [(family, (origin.host, origin.port))]
 
 
-async def _wrap(sock: socket.socket, origin: Origin, read_limit: int, tls: ssl.SSLContext | None) -> Connection:
+async def _wrap(sock: socket.socket, origin: Origin, buffer: memoryview, tls: ssl.SSLContext | None) -> Connection:
     loop = asyncio.get_running_loop()
+    read_limit = len(buffer)
     inlet = Inlet(read_limit, loop)
-    protocol = _Feeding(inlet)
+    protocol = _Feeding(inlet, buffer)
     transport, _ = await loop.create_connection(
         lambda: protocol, sock=sock, ssl=tls, server_hostname=origin.host if tls is not None else None
     )
