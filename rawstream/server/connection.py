@@ -231,9 +231,6 @@ class Connection(asyncio.Protocol):
         self._on_deadline = self._nothing
         self._deadline.clear()
 
-    def _fail_read(self, error: Exception) -> Callable[[], None]:
-        return lambda: self.reader.set_exception(error)
-
     # --- levels ----------------------------------------------------------------------------------------------
 
     @property
@@ -295,7 +292,7 @@ class Connection(asyncio.Protocol):
         settings = self.host.settings
         waiting_for_first_byte = not codec.buffered
         if self._served and waiting_for_first_byte:
-            self.set_deadline(monotonic() + settings.keepalive_timeout, self._fail_read(_Quiet()))
+            self.set_deadline(monotonic() + settings.keepalive_timeout, self._idle_too_long)
         else:
             self._set_head_deadline()
         while True:
@@ -314,9 +311,24 @@ class Connection(asyncio.Protocol):
                 self._set_head_deadline()
 
     def _set_head_deadline(self) -> None:
+        self.set_deadline(monotonic() + self.host.settings.head_timeout, self._head_too_late)
+
+    def expect_body(self) -> None:
+        """The request's body must be complete within ``body_timeout``; the read fails otherwise."""
+        self.set_deadline(monotonic() + self.host.settings.body_timeout, self._body_too_late)
+
+    def _idle_too_long(self) -> None:
+        self.reader.set_exception(_Quiet())
+
+    def _head_too_late(self) -> None:
         timeout = self.host.settings.head_timeout
         error = ProtocolViolation(f"the request head did not arrive within {timeout:g} s", status=408)
-        self.set_deadline(monotonic() + timeout, self._fail_read(error))
+        self.reader.set_exception(error)
+
+    def _body_too_late(self) -> None:
+        timeout = self.host.settings.body_timeout
+        error = ProtocolViolation(f"the request body did not arrive within {timeout:g} s", status=408)
+        self.reader.set_exception(error)
 
     def close_if_idle(self) -> None:
         """The server drains: a connection between two requests has nothing more to wait for."""

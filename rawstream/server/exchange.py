@@ -8,10 +8,9 @@ Rule 3: ``Connection: close`` is never sent with a chunked body: some clients th
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
-from time import monotonic, time
+from time import time
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +19,7 @@ from rawstream.errors import MisuseError, ProtocolViolation, RawstreamError
 from rawstream.flow.gate import GateState
 from rawstream.model import Headers
 from rawstream.server.connection import Connection
+from rawstream.server.ids import random_id
 from rawstream.wire.http1 import END_OF_BODY, RequestHead, ServerCodec
 
 _OPEN: Final = GateState.OPEN
@@ -53,7 +53,7 @@ def request_id(head: RequestHead) -> str:
     given = head.header("x-request-id")
     if given is not None and 0 < len(given) <= 128 and _REQUEST_ID_CHARACTERS.issuperset(given):
         return given
-    return secrets.token_hex(8)
+    return random_id(8)
 
 
 Refusal = Callable[[RawstreamError], tuple[list[tuple[str, str]], bytes]]
@@ -138,21 +138,23 @@ class Exchange:
             return b""
         if self.head.expects_continue and not codec.buffered:
             connection.write(codec.continue_100())
-        timeout = connection.host.settings.body_timeout
-        error = ProtocolViolation(f"the request body did not arrive within {timeout:g} s", status=408)
-        connection.set_deadline(monotonic() + timeout, lambda: connection.reader.set_exception(error))
         parts: list[bytes] = []
+        waited = False
         try:
             while True:
                 data = codec.next_body()
                 if data is END_OF_BODY:
                     return b"".join(parts)
                 if data is None:
+                    if not waited:
+                        waited = True
+                        connection.expect_body()
                     codec.receive(await connection.read_some())
                 elif isinstance(data, bytes):
                     parts.append(data)
         finally:
-            connection.clear_deadline()
+            if waited:
+                connection.clear_deadline()
 
     # --- the response: model.Response --------------------------------------------------------------------
 

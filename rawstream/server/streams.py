@@ -10,7 +10,6 @@ Rule 4: what is shown of a stream (``snapshot``) holds no prompt, no text, and n
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -31,6 +30,7 @@ from rawstream.flow.watch import Finding, StreamWatch
 from rawstream.limits.admission import Admission
 from rawstream.model import Dialect, MeasuredTokenStream, Observer, Outcome, Request, Source, StreamRecord, TokenStream
 from rawstream.server.exchange import Exchange
+from rawstream.server.ids import random_id
 from rawstream.settings import Settings
 
 _CLOSING_GRACE: Final = 2.0
@@ -81,7 +81,7 @@ class Stream:
     ) -> None:
         self.id = exchange.stream_id or ""
         """The secret id: who has it may stop the stream."""
-        self.public_id = secrets.token_hex(4)
+        self.public_id = random_id(4)
         """What ``/debug`` shows."""
         self.exchange = exchange
         self.path = exchange.path
@@ -312,7 +312,7 @@ class Streams:
             raise self._stopping
         self.admission.enter()
         try:
-            request.id = exchange.stream_id = secrets.token_hex(16)
+            request.id = exchange.stream_id = random_id(16)
             tokens = source.tokens(request)
             dialect = dialect_of(request.id)
         except BaseException:

@@ -63,6 +63,7 @@ class ServerCodec:
         "_expects_continue",
         "_framing",
         "_h11",
+        "_head",
         "_keep_alive",
         "_limits",
         "_may_skip_line",
@@ -82,6 +83,8 @@ class ServerCodec:
         self._method = ""
         self._body: int | ChunkDecoder | None = None
         """What is left of the request's body: bytes, or a decoder; None: nothing."""
+        self._head: tuple[str, str, bool] | None = None
+        """Method, version and keep-alive of a request that h11 has not been told of yet."""
         self._expects_continue = False
         self._keep_alive = True
         self._framing: Framing = "none"
@@ -119,7 +122,7 @@ class ServerCodec:
         if self._broken is not None:
             raise self._broken
         connection = self._h11
-        if connection.their_state is not h11.IDLE:
+        if self._head is not None or connection.their_state is not h11.IDLE:
             raise MisuseError("next_head() before the present request is over: call end() and next_cycle() first")
         buffer = self._buffer
         if self._may_skip_line and buffer.startswith(b"\r\n"):
@@ -135,7 +138,8 @@ class ServerCodec:
             head = read_head(raw, self._limits)
         except ProtocolViolation as violation:
             if raw.startswith(b"HEAD "):
-                self._tell_h11("HEAD", "1.1", False, False)  # so that the refusal comes without a body
+                self._head = ("HEAD", "1.1", False)
+                self._tell_h11(has_body=False)  # so that the refusal comes without a body
             raise self._break(violation) from None
         del buffer[:end]
         self._scanned = 0
@@ -144,7 +148,10 @@ class ServerCodec:
         self._keep_alive = head.keep_alive
         if head.has_body:
             self._body = ChunkDecoder(self._limits.max_body) if head.chunked else head.content_length
-        self._tell_h11(head.method, head.version, head.keep_alive, head.has_body)
+        self._method = head.method
+        self._head = (head.method, head.version, head.keep_alive)
+        if not head.has_body:
+            self._tell_h11(has_body=False)
         return head
 
     def next_body(self) -> bytes | EndOfBody | None:
@@ -182,9 +189,10 @@ class ServerCodec:
 
     def continue_100(self) -> bytes:
         """The ``100 Continue`` that the client waits for (RFC 9110 §10.1.1); ``b""`` when it waits for none."""
-        if not self._expects_continue or self._body is None or self._h11.our_state is not h11.SEND_RESPONSE:
+        if not self._expects_continue or self._body is None or self._head is None:
             return b""
         self._expects_continue = False
+        self._tell_h11(has_body=True)
         return self._send(_CONTINUE)
 
     def response_head(self, status: int, headers: Sequence[tuple[str, str]], *, head_only: bool = False) -> bytes:
@@ -198,6 +206,7 @@ class ServerCodec:
         Raises ValueError, naming the header, for one that cannot be sent as it is; MisuseError when it is not the
         time for a response head.
         """
+        self._tell_h11(has_body=True)  # a body that has not been read to its end, if h11 does not know yet
         lines: list[bytes] = []
         length: str | None = None
         if self._body is not None or self._broken is not None or not self._method:
@@ -279,7 +288,12 @@ class ServerCodec:
         if self._eof and buffer:
             raise ClientDisconnected("the client left before its request was complete")
 
-    def _tell_h11(self, method: str, version: str, keep_alive: bool, has_body: bool) -> None:
+    def _tell_h11(self, *, has_body: bool) -> None:
+        """Tell h11 of the request, once. A body that has been read by then costs it nothing: it never hears of it."""
+        if self._head is None:
+            return
+        method, version, keep_alive = self._head
+        self._head = None
         self._method = method
         self._h11.receive_data(_head_for_h11(method, version, keep_alive, has_body))
         self._h11.next_event()
@@ -288,8 +302,11 @@ class ServerCodec:
 
     def _end_of_request(self) -> None:
         self._body = None
-        self._h11.receive_data(b"0\r\n\r\n")
-        self._h11.next_event()
+        if self._head is not None:
+            self._tell_h11(has_body=False)
+        else:
+            self._h11.receive_data(b"0\r\n\r\n")
+            self._h11.next_event()
 
     def _break(self, violation: ProtocolViolation) -> ProtocolViolation:
         self._broken = violation
