@@ -1,7 +1,7 @@
 """rawstream streams LLM tokens over HTTP, and never takes a token from its source that nobody has room for."""
 
-from rawstream.api import Server
 from rawstream.answers import StreamError, StreamEvent, StreamRefused
+from rawstream.api import Server
 from rawstream.client import EventStream, stream
 from rawstream.errors import RawstreamError
 from rawstream.model import Request, Token

@@ -16,11 +16,14 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, Final, NamedTuple, SupportsIndex
 
 from rawstream.errors import UpstreamFailed, UpstreamIdle
 from rawstream.flow.deadlines import Sweeper
 from rawstream.wire.http1_client import ClientCodec
+
+_MAX_SEGMENT: Final = 4096
+"""Bytes in a TCP segment that we ask the peer for, where our receive buffer is small."""
 
 
 class Origin(NamedTuple):
@@ -215,6 +218,9 @@ async def _connect(origin: Origin, rcvbuf: int) -> socket.socket:
             sock.setblocking(False)
             if rcvbuf:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+                # Loopback's 64 KiB segments are larger than such a window: the sender then waits for its probe
+                # timer, 200 ms at a time. Ordinary networks have smaller segments anyway.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _MAX_SEGMENT)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.sock_connect(sock, address)
         except OSError as error:
