@@ -67,10 +67,12 @@ class WrongDisciplines:
         assert self._app is not None
         return sum(stream.process_buffered() for stream in self._app.streams if stream.lab)
 
-    def check_memory(self) -> None:
-        """Raise MemoryExhausted when the lab's streams hold more than they may."""
+    def check_memory(self, stream: Stream) -> None:
+        """End ``stream`` when the lab's streams hold more than they may."""
         if self.held() > self._limit:
-            raise MemoryExhausted(f"the lab's streams hold more than lab_memory ({self._limit} bytes)")
+            # Not raised: the source may be in the middle of a step, which only a cancellation ends properly.
+            error = MemoryExhausted(f"the lab's streams hold more than lab_memory ({self._limit} bytes)")
+            stream.interruption.interrupt(error)
 
     async def _eagerly(self, stream: Stream, tokens: TokenStream, dialect: Dialect) -> None:
         connection = stream.exchange.connection
@@ -82,7 +84,7 @@ class WrongDisciplines:
         await stream.delivery.finish(last)
 
     async def _all_first(self, stream: Stream, tokens: TokenStream, dialect: Dialect) -> None:
-        sink = _Collecting(self)
+        sink = _Collecting(stream, self)
         stream.held = lambda: sink.size
         settings = stream.settings
         last = await produce(tokens, dialect, sink, stream.meter, write_size=settings.write_size, hold=settings.hold)
@@ -121,22 +123,24 @@ class _Eager:
             return
         if now - self._checked_at > 0.05:
             self._checked_at = now
-            self._lab.check_memory()
+            self._lab.check_memory(self._stream)
         self._delivery.put_nowait(frames, now)
 
     def _after_the_end(self, now: float, gone: RawstreamError) -> None:
         if self._gone_at is None:
             self._gone_at = now
         if now - self._gone_at > self._stream.settings.lab_overrun:
-            raise type(gone)(f"{gone}; generation went on for {now - self._gone_at:.0f} s more")
+            told = f"{gone}; generation went on for {now - self._gone_at:.1f} s more"
+            self._stream.interruption.interrupt(type(gone)(told))
 
 
 class _Collecting:
     """A sink that keeps everything."""
 
-    __slots__ = ("_checked_at", "_lab", "parts", "size")
+    __slots__ = ("_checked_at", "_lab", "_stream", "parts", "size")
 
-    def __init__(self, lab: WrongDisciplines) -> None:
+    def __init__(self, stream: Stream, lab: WrongDisciplines) -> None:
+        self._stream = stream
         self._lab = lab
         self._checked_at = 0.0
         self.parts: list[bytes] = []
@@ -152,7 +156,7 @@ class _Collecting:
     def put_nowait(self, frames: bytes, now: float) -> None:
         if now - self._checked_at > 0.05:
             self._checked_at = now
-            self._lab.check_memory()
+            self._lab.check_memory(self._stream)
         self.parts.append(frames)
         self.size += len(frames)
 
