@@ -116,6 +116,16 @@ def _rest_of(step: _Step, awaited: Any) -> Generator[Any, Any, SourceItem]:
             return (yield from step.__await__())
 
 
+@coroutine
+def _abandon(step: _Step) -> Generator[Any, Any, None]:
+    """Cancel a step that waits, and await its end: a generator in the middle of a step cannot be closed."""
+    try:
+        awaited = step.throw(asyncio.CancelledError())
+        yield from _rest_of(step, awaited)
+    except (asyncio.CancelledError, Exception):
+        pass  # over, in whatever way (a token, an end, a complaint): the error that led here is the one that is told
+
+
 def count_tokens(items: Sequence[TokenItem]) -> int:
     """Tokens of text among ``items``: an upstream's role, finish and usage events are not tokens."""
     return sum(1 for item in items if item.__class__ is str or cast(Token, item).text)
@@ -170,7 +180,11 @@ async def produce(
                 else:
                     now = clock()
                     if size:
-                        sink.put_nowait(b"".join(frames), now)
+                        try:
+                            sink.put_nowait(b"".join(frames), now)
+                        except BaseException:
+                            await _abandon(step)
+                            raise
                         frames.clear()
                         allowance -= size
                         size = 0
