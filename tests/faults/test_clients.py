@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,6 +201,21 @@ def test_a_source_that_raises_is_told_without_its_secrets(recording_server: Serv
     assert line["outcome"] == "source_failed"
     assert "secret detail" in line["detail"]
     recording_server.forgive("secret detail")  # the user's own code's traceback, not ours
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_source_that_swallows_its_cancellation_is_closed_all_the_same(loop: str, tmp_path: Path) -> None:
+    """Row 28: users' code catches what it should not. The stream still ends as what it is, and the source too."""
+    record = Record(tmp_path / "events.jsonl")
+    flags = (*FLAGS, "--loop", loop, "--source", "tests.support.recording:stubborn")
+    with ServerProcess(*flags, env=record.env) as server:
+        with Client(server.port) as client:
+            client.send(post("/chat", {"prompt": "stubborn"}, x_request_id="stubborn"))
+            client.head()
+            client.until(b"token")
+        assert server.ended("stubborn")["outcome"] == "client_left"
+        record.closed("stubborn")
+        server.assert_steady()
 
 
 # --- 29, 32: taking nothing ------------------------------------------------------------------------------------

@@ -26,6 +26,23 @@ def _note(what: str, request: Request, yielded: int) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+async def stubborn(request: Request) -> AsyncGenerator[str, None]:
+    """A source that does not take a cancellation for an end: it says one thing more, and waits again."""
+    _note("open", request, 0)
+    yielded = 0
+    try:
+        while True:
+            try:
+                await asyncio.sleep(60 if yielded else 0.01)
+            except asyncio.CancelledError:
+                if yielded > 1:
+                    raise
+            yielded += 1
+            yield "still here "
+    finally:
+        _note("close", request, yielded)
+
+
 async def tokens(request: Request) -> AsyncGenerator[str, None]:
     """``count`` tokens (without end by default), after ``pause`` seconds each (0 by default: as fast as pulled)."""
     count = request.extra.get("count")

@@ -18,7 +18,9 @@ def missing(what: str) -> NoReturn:
     """Skip this test because ``what`` is not there; fail it when tools are required."""
     if os.environ.get(REQUIRED) == "1":
         pytest.fail(f"{what} is missing, and {REQUIRED}=1 requires it")
-    pytest.skip(f"{what} is missing here: THIS IS NOT TESTED ({REQUIRED}=1 makes it a failure)")
+    pytest.skip(
+        f"{what} is missing here: THIS IS NOT TESTED ({REQUIRED}=1 makes it a failure)", allow_module_level=True
+    )
 
 
 def require_tool(name: str) -> str:
