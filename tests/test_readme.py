@@ -163,7 +163,7 @@ def test_each_of_the_thirteen_rules_has_a_place_and_a_test() -> None:
 
 
 def test_every_file_that_the_readme_names_exists() -> None:
-    named = set(re.findall(r"`((?:rawstream|tests|bench|\.ci)/[\w./]+)`", README))
+    named = set(re.findall(r"[` ]((?:rawstream|tests|bench|\.ci)/[\w./]+)[` ]", README))
     assert len(named) > 30
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
 
