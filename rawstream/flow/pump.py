@@ -128,7 +128,7 @@ def _abandon(step: _Step) -> Generator[Any, Any, None]:
 
 def count_tokens(items: Sequence[TokenItem]) -> int:
     """Tokens of text among ``items``: an upstream's role, finish and usage events are not tokens."""
-    return sum(1 for item in items if item.__class__ is str or cast(Token, item).text)
+    return len([None for item in items if item.__class__ is str or cast(Token, item).text])
 
 
 async def produce(

@@ -244,7 +244,11 @@ class HttpResponse:
                 if body.ended:
                     self._end()
                     return b""
-                data = await self._inlet.take()
+                received = self._inlet.take_nowait()
+                while received is None:
+                    await self._inlet.more()
+                    received = self._inlet.take_nowait()
+                data = received
                 if not data:
                     body.eof()
         except OSError as error:

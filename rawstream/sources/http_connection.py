@@ -10,13 +10,14 @@ Rule 3: a connection is broken off at once (``abort``); there is nothing to flus
 from __future__ import annotations
 
 import asyncio
+import collections
 import ipaddress
 import os
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple, SupportsIndex
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, cast
 
 from rawstream.errors import UpstreamFailed, UpstreamIdle
 from rawstream.flow.deadlines import Sweeper
@@ -41,63 +42,109 @@ class Origin(NamedTuple):
         return host if self.port == default else f"{host}:{self.port}"
 
 
-class Inlet(asyncio.StreamReader):
-    """A stream reader that knows how much it holds, and passes data straight on while it has a ``sink``."""
+class Inlet(asyncio.BufferedProtocol):
+    """The reading side of a connection: what has arrived and nobody has asked for yet. One reader.
 
-    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
-        """``limit`` in bytes: reading pauses above it. One more read of as much may be held then."""
-        super().__init__(limit=max(1, limit // 2), loop=loop)  # a StreamReader pauses at twice its limit
-        self.most = limit
-        """Bytes that one ``take`` gives at most."""
+    A ``StreamReader`` of few words: it reads the socket through a small buffer (a plain protocol's reads take up to
+    256 KiB at a time), pauses the transport above ``limit``, and costs a relayed token 3 µs less.
+    """
+
+    def __init__(self, buffer: memoryview, loop: asyncio.AbstractEventLoop) -> None:
+        """``buffer``: the size of one read, and the limit. Reading pauses above it; one read more may be held."""
         self.held = 0
         """Bytes taken from the transport and not yet read."""
         self.sink: Callable[[bytes], None] | None = None
         """Called with what arrives, b'' at the end of the connection: for a connection that nobody reads."""
-
-    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
-        piece = bytes(data)
-        if self.sink is not None:
-            self.sink(piece)
-            return
-        self.held += len(piece)
-        super().feed_data(piece)
-
-    def feed_eof(self) -> None:
-        super().feed_eof()
-        if self.sink is not None:
-            self.sink(b"")
-
-    async def take(self) -> bytes:
-        """Up to ``most`` bytes, as soon as there are any; b'' at the end of the connection. Cancel-safe."""
-        data = await self.read(self.most)
-        self.held -= len(data)
-        return data
-
-
-class _Feeding(asyncio.BufferedProtocol):
-    """Feeds an inlet through a small buffer: a plain protocol's reads take up to 256 KiB at a time."""
-
-    def __init__(self, inlet: Inlet, buffer: memoryview) -> None:
-        self._inlet = inlet
         self._buffer = buffer
+        self._limit = len(buffer)
+        self._loop = loop
+        self._pieces: collections.deque[bytes] = collections.deque()
+        self._transport: asyncio.Transport | None = None
+        self._paused = False
+        self._eof = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    # --- what the transport tells us
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._inlet.set_transport(transport)
+        self._transport = cast(asyncio.Transport, transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._inlet.feed_data(bytes(self._buffer[:nbytes]))
+        piece = bytes(self._buffer[:nbytes])
+        if self.sink is not None:
+            self.sink(piece)
+            return
+        self.held += nbytes
+        self._pieces.append(piece)
+        if self.held > self._limit and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
 
     def eof_received(self) -> None:
-        self._inlet.feed_eof()
+        self._end()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is None:
-            self._inlet.feed_eof()
+            self._end()
         else:
-            self._inlet.set_exception(exc)
+            self.set_exception(exc)
+
+    def _end(self) -> None:
+        if not self._eof:
+            self._eof = True
+            self._wake()
+            if self.sink is not None:
+                self.sink(b"")
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # --- what the reader asks
+
+    def set_exception(self, error: Exception) -> None:
+        """Fail the present read, and every further one once what is held has been read."""
+        if self._error is None:
+            self._error = error
+        self._wake()
+
+    def at_eof(self) -> bool:
+        """Is everything read that will ever come?"""
+        return not self._pieces and (self._eof or self._error is not None)
+
+    def take_nowait(self) -> bytes | None:
+        """What one read of the socket gave; b'' at the end of the connection; None: nothing yet, await ``more()``.
+
+        Raises the error that ended the connection.
+        """
+        if self._pieces:
+            piece = self._pieces.popleft()
+            self.held -= len(piece)
+            if self._paused and self.held <= self._limit // 2:
+                self._paused = False
+                if self._transport is not None:
+                    self._transport.resume_reading()
+            return piece
+        if self._error is not None:
+            raise self._error
+        return b"" if self._eof else None
+
+    def more(self) -> asyncio.Future[None]:
+        """Done when ``take_nowait()`` has an answer. May be cancelled."""
+        self._waiter = self._loop.create_future()
+        return self._waiter
+
+    async def take(self) -> bytes:
+        """``take_nowait()``, waited for. Cancel-safe."""
+        while (data := self.take_nowait()) is None:
+            await self.more()
+        return data
 
 
 class Connection:
@@ -248,10 +295,9 @@ async def _addresses(origin: Origin, loop: asyncio.AbstractEventLoop) -> list[tu
 async def _wrap(sock: socket.socket, origin: Origin, buffer: memoryview, tls: ssl.SSLContext | None) -> Connection:
     loop = asyncio.get_running_loop()
     read_limit = len(buffer)
-    inlet = Inlet(read_limit, loop)
-    protocol = _Feeding(inlet, buffer)
+    inlet = Inlet(buffer, loop)
     transport, _ = await loop.create_connection(
-        lambda: protocol, sock=sock, ssl=tls, server_hostname=origin.host if tls is not None else None
+        lambda: inlet, sock=sock, ssl=tls, server_hostname=origin.host if tls is not None else None
     )
     if tls is not None:
         # TLS keeps a buffer of its own between the socket and the reader, 256 KiB unless told otherwise.
