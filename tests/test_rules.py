@@ -16,13 +16,13 @@ import msgspec
 import pytest
 
 import rawstream
-from rawstream.errors import ConcurrentWrite, RawstreamError, UpstreamIdle
+from rawstream.errors import ClientDisconnected, ClientStalled, ConcurrentWrite, RawstreamError, UpstreamIdle
 from rawstream.flow.gate import GateState
 from rawstream.model import Outcome, Request, SourceItem, Token
 from rawstream.server.exchange import Exchange
 from rawstream.settings import Settings
 from rawstream.wire.sse import encode_event
-from tests.support.flow import PATIENCE, Client, Counted, Served, get, post, repeat, serving, turns, until
+from tests.support.flow import PATIENCE, Client, Counted, Served, get, post, repeat, serving, socket_link, turns, until
 
 Items = AsyncGenerator[SourceItem, None]
 KIB = 1024
@@ -125,6 +125,29 @@ async def test_rule_01_a_lost_connection_raises_where_a_stream_waits_in_drain(
     assert len(raised) >= 4
 
 
+@pytest.mark.parametrize("how", ["lost by us", "aborted by us", "reset by the peer"])
+async def test_rule_01_drain_is_woken_by_the_loss_itself(loop_kind: str, how: str) -> None:
+    """asyncio never calls ``resume_writing()`` on a lost transport: no cancellation helps here, only the gate."""
+    async with socket_link() as link:
+        link.response.start(200, ())
+        while link.gate.state is GateState.OPEN:
+            link.response.write_nowait(b"x" * KIB)
+            await asyncio.sleep(0)
+        waiter = asyncio.create_task(link.connection.writer.drain())
+        await until(lambda: link.gate.waiting, "drain() waits")
+        if how == "lost by us":
+            link.connection.lose(ClientStalled("too slow"))
+        elif how == "aborted by us":
+            link.connection.transport.abort()
+        else:
+            link.client.reset()
+        with pytest.raises(ClientStalled if how == "lost by us" else ClientDisconnected):
+            async with asyncio.timeout(PATIENCE):
+                await waiter
+        with pytest.raises(RawstreamError):
+            await link.connection.writer.drain()
+
+
 async def test_rule_01_reasons_stay_apart(loop_kind: str) -> None:
     """ "They left", "too slow" and "we closed" are three outcomes."""
     async with serving(Counted(lambda: repeat("x" * 50)), settings(stall_timeout=0.3)) as served:
@@ -211,36 +234,68 @@ async def test_rule_04_the_end_of_a_failing_stream_is_flushed_with_a_deadline_an
         assert source.closed.is_set()
 
 
+class UntilSomethingWaits:
+    """A source that ends as soon as the transport holds bytes of its stream, while the gate is still open."""
+
+    def __init__(self, then: Exception | None = None) -> None:
+        self.served: Served | None = None
+        self.then = then
+        self.given = 0
+        self.over = asyncio.Event()
+
+    async def __call__(self, request: Request) -> Items:
+        assert self.served is not None
+        connection = self.served.connection
+        loop = asyncio.get_running_loop()
+        waits_since = loop.time()
+        while loop.time() - waits_since < 0.1:  # it is the client's kernel that is full, and not just slow
+            if connection.transport.get_write_buffer_size():
+                await asyncio.sleep(0.001)
+            else:
+                await asyncio.sleep(0)  # so that each token is a write of its own
+                self.given += 1
+                yield "x" * 50
+                waits_since = loop.time()
+        assert connection.gate.state is GateState.OPEN
+        self.over.set()
+        if self.then is not None:
+            raise self.then
+
+    async def is_over(self) -> None:
+        async with asyncio.timeout(PATIENCE):
+            await self.over.wait()
+
+
 async def test_rule_04_a_client_that_reads_gets_the_error_whole_before_the_cut(loop_kind: str) -> None:
-    """``abort()`` throws away what is buffered: a slow reader must still be told before it comes."""
-
-    async def tokens() -> Items:
-        for _ in range(2000):
-            yield "x" * 50
-        raise RuntimeError("broken")
-
-    async with serving(tokens, settings()) as served:
-        client = await stalled_client(served)
+    """``abort()`` throws away what is buffered: a slow reader must be given the chance to take it first."""
+    source = UntilSomethingWaits(then=RuntimeError("broken"))
+    async with serving(lambda request: source(request), settings()) as served:
+        source.served = served
+        client = await served.client(post("/chat"))
+        await source.is_over()
         raw = await client.read_all()
-        assert raw.count(b'"token"') == 2000
+        assert raw.count(b'"token"') == source.given
         assert b'"code": "source_failed"' in raw
 
 
-async def test_rule_04_a_whole_answer_is_not_waited_for_without_end(loop_kind: str) -> None:
-    """The last bytes of a complete answer wait for their reader as long as any others, and no longer."""
-    done = asyncio.Event()
-
-    async def tokens() -> Items:
-        while not served.connection.transport.get_write_buffer_size():
-            yield ["x" * 50] * 20
-        done.set()
-
-    async with serving(tokens, settings(stall_timeout=0.3)) as served:
+async def test_rule_04_a_whole_stream_is_not_waited_for_without_end(loop_kind: str) -> None:
+    """The last bytes of a complete stream wait for their reader as long as any others, and no longer."""
+    source = UntilSomethingWaits()
+    async with serving(lambda request: source(request), settings(stall_timeout=0.3)) as served:
+        source.served = served
         await served.client(post("/chat"))
-        async with asyncio.timeout(PATIENCE):
-            await done.wait()
+        await source.is_over()
         assert (await served.ended()).outcome is Outcome.CLIENT_STALLED
         await until(lambda: not served.server.app.connections, "the connection is cut", 1.5)
+
+
+async def test_rule_04_an_answer_that_is_no_stream_is_not_waited_for_without_end(loop_kind: str) -> None:
+    source = Counted(lambda: repeat("x" * 1000, 1000))
+    asked = post("/v1/chat/completions", '{"model":"m","messages":[{"role":"user","content":"x"}]}')
+    async with serving(source, settings(stall_timeout=0.3)) as served:
+        await served.client(asked)
+        await source.was_closed()
+        await until(lambda: not served.server.app.connections, "the connection is cut", 2)
 
 
 # --- 5 ---------------------------------------------------------------------------------------------------------------
@@ -434,7 +489,7 @@ async def test_rule_09_silence_is_answered_with_the_dialects_own_heartbeat(
         client = await served.client(asked, rcvbuf=0)
         await client.read_until(beat, 3)
         beats.set()
-        raw = await client.read_until(b"0\r\n\r\n")
+        raw = await client.read_until(b"\r\n0\r\n\r\n")
         assert (await served.ended()).outcome is Outcome.COMPLETED
     body, complete = unchunk(body_of(raw)[2])
     assert complete
@@ -557,7 +612,7 @@ async def test_rule_12_what_a_model_says_stays_inside_its_event(loop_kind: str, 
         asked = post(path) if path == "/chat" else get(path)
     async with serving(tokens, settings()) as served:
         client = await served.client(asked, rcvbuf=0)
-        raw = await client.read_until(b"0\r\n\r\n")
+        raw = await client.read_until(b"\r\n0\r\n\r\n")
         assert (await served.ended()).outcome is Outcome.COMPLETED
     body, _ = unchunk(body_of(raw)[2])
     payloads = re.findall(rb"^data: (.*)$", body, re.MULTILINE)
