@@ -214,10 +214,18 @@ class HttpResponse:
         """Bytes taken from the socket and not yet handed out."""
         return self._inlet.held + len(self._first) + self._body.buffered
 
-    def set_deadline(self, at: float, why: str) -> None:
-        """Fail ``read_some`` with ``UpstreamIdle(why)`` at ``at`` (the loop's clock, seconds). Cheap."""
+    @property
+    def peak_buffered(self) -> int:
+        """The most bytes that were ever taken from the socket and not yet asked for."""
+        return self._inlet.peak
+
+    def set_deadline(self, at: float, why: str, *, while_waiting: bool = False) -> None:
+        """Fail ``read_some`` with ``UpstreamIdle(why)`` at ``at`` (the loop's clock, seconds). Cheap.
+
+        ``while_waiting``: only if it waits at that moment, so that it need not be cleared.
+        """
         if self._connection is not None:
-            self._connection.set_deadline(at, why)
+            self._connection.set_deadline(at, why, while_waiting=while_waiting)
 
     def clear_deadline(self) -> None:
         if self._connection is not None:

@@ -53,6 +53,8 @@ class Inlet(asyncio.BufferedProtocol):
         """``buffer``: the size of one read, and the limit. Reading pauses above it; one read more may be held."""
         self.held = 0
         """Bytes taken from the transport and not yet read."""
+        self.peak = 0
+        """The most that ``held`` ever was."""
         self.sink: Callable[[bytes], None] | None = None
         """Called with what arrives, b'' at the end of the connection: for a connection that nobody reads."""
         self._buffer = buffer
@@ -79,6 +81,8 @@ class Inlet(asyncio.BufferedProtocol):
             self.sink(piece)
             return
         self.held += nbytes
+        if self.held > self.peak:
+            self.peak = self.held
         self._pieces.append(piece)
         if self.held > self._limit and not self._paused and self._transport is not None:
             self._paused = True
@@ -107,6 +111,11 @@ class Inlet(asyncio.BufferedProtocol):
             waiter.set_result(None)
 
     # --- what the reader asks
+
+    @property
+    def waiting(self) -> bool:
+        """Does somebody wait for more?"""
+        return self._waiter is not None
 
     def set_exception(self, error: Exception) -> None:
         """Fail the present read, and every further one once what is held has been read."""
@@ -160,6 +169,7 @@ class Connection:
         self._deadline = Sweeper.of(asyncio.get_running_loop()).deadline(self._overdue)
         self._on_overdue: Callable[[], None] | None = None
         self._why = ""
+        self._while_waiting = False
 
     def write(self, data: bytes) -> None:
         """Send; what the kernel does not take waits in the transport."""
@@ -175,10 +185,15 @@ class Connection:
         """Is it closed, or closing, on either side?"""
         return self._transport.is_closing() or self.inlet.at_eof()
 
-    def set_deadline(self, at: float, why: str) -> None:
-        """Fail the present and every further read with ``UpstreamIdle(why)`` at ``at`` (the loop's clock, seconds)."""
+    def set_deadline(self, at: float, why: str, *, while_waiting: bool = False) -> None:
+        """Fail the present and every further read with ``UpstreamIdle(why)`` at ``at`` (the loop's clock, seconds).
+
+        ``while_waiting``: only if a read waits at that moment. Then it need not be cleared when the read is over: a
+        paused stream does not time out.
+        """
         self._why = why
         self._on_overdue = None
+        self._while_waiting = while_waiting
         self._deadline.set(at)
 
     def clear_deadline(self) -> None:
@@ -199,6 +214,8 @@ class Connection:
     def _overdue(self) -> None:
         if self._on_overdue is not None:
             self._on_overdue()
+            return
+        if self._while_waiting and not self.inlet.waiting:
             return
         self.inlet.set_exception(UpstreamIdle(self._why))
         self.abort()
