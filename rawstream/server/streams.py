@@ -28,7 +28,16 @@ from rawstream.flow.kernel import tcp_info
 from rawstream.flow.pump import Delivery, Meter, produce
 from rawstream.flow.watch import Finding, StreamWatch
 from rawstream.limits.admission import Admission
-from rawstream.model import Dialect, MeasuredTokenStream, Observer, Outcome, Request, Source, StreamRecord, TokenStream
+from rawstream.model import (
+    Dialect,
+    Observer,
+    Outcome,
+    Request,
+    Source,
+    SourceStatistics,
+    StreamRecord,
+    TokenStream,
+)
 from rawstream.server.exchange import Exchange
 from rawstream.server.ids import random_id
 from rawstream.settings import Settings
@@ -131,8 +140,9 @@ class Stream:
         }
 
     def source_buffered(self) -> int:
-        tokens = self.tokens
-        return tokens.statistics().buffered if isinstance(tokens, MeasuredTokenStream) else 0
+        # Not isinstance(…, MeasuredTokenStream): a protocol's check takes 12 µs, and this is asked often.
+        statistics: Callable[[], SourceStatistics] | None = getattr(self.tokens, "statistics", None)
+        return 0 if statistics is None else statistics().buffered
 
     def process_buffered(self) -> int:
         """Bytes that this process holds for the stream."""
