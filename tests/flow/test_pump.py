@@ -372,6 +372,40 @@ async def test_a_client_that_leaves_during_a_batch_ends_the_stream_with_its_reas
     assert source.closed.is_set()
 
 
+@pytest.mark.parametrize("then", ["waits", "gives a token", "cleans up slowly", "fails"])
+async def test_a_client_that_leaves_during_a_step_ends_that_step_and_closes_the_source(then: str) -> None:
+    """What is ready can no longer be written when the source begins to wait: its wait is cancelled.
+
+    A generator in the middle of a step cannot be closed; so the step is brought to its end first.
+    """
+    bench = Bench()
+    cleaned = asyncio.Event()
+
+    async def tokens() -> Items:
+        try:
+            yield "first"
+            bench.response.lose(LEFT)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if then == "gives a token":
+                    yield "last words"
+                elif then == "fails":
+                    raise SourceFailed("I was cancelled") from None
+                else:
+                    raise
+        finally:
+            if then == "cleans up slowly":
+                await asyncio.sleep(0)
+            cleaned.set()
+
+    source = Counted(tokens)
+    assert await ended(bench.start(source.tokens())) is LEFT
+    assert cleaned.is_set()
+    assert source.closed.is_set()
+    assert bench.response.body == b""
+
+
 async def test_a_client_that_leaves_while_it_is_waited_for_ends_the_stream_with_its_reason() -> None:
     bench = Bench(FakeResponse(writes=1))
     source = Counted(lambda: repeat("x"))
@@ -564,6 +598,24 @@ async def test_a_heartbeat_may_come_before_the_first_token_and_commits() -> None
     assert bench.delivery.heartbeat()
     assert bench.response.body == b"<~~"
     await cancel(task)
+
+
+async def test_the_first_token_after_a_heartbeat_does_not_commit_again() -> None:
+    goes_on = asyncio.Event()
+
+    async def tokens() -> Items:
+        await goes_on.wait()
+        yield "first"
+        await asyncio.sleep(0)
+
+    bench = Bench()
+    task = bench.start(tokens())
+    await until(lambda: bench.meter.waiting_for == "source", "the source is waited for")
+    assert bench.delivery.heartbeat()
+    goes_on.set()
+    assert await ended(task) is None
+    assert bench.response.body == b"<~first>"
+    assert [kind for kind, _ in bench.response.log] == ["start", "write", "write", "finish"]
 
 
 async def test_a_heartbeat_goes_out_between_two_events_only() -> None:
