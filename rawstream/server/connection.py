@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
         self._discarded = -1  # -1: not discarding
         self._eof = False
         self._close_waiter: asyncio.Future[None] | None = None
-        self._on_deadline: Callable[[], None] = self._nothing
+        self._on_deadline: Callable[[], object] = self._nothing
 
     # --- what the transport tells us ---------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class Connection(asyncio.Protocol):
     def _deadline_due(self) -> None:
         self._on_deadline()
 
-    def set_deadline(self, at: float, callback: Callable[[], None]) -> None:
+    def set_deadline(self, at: float, callback: Callable[[], object]) -> None:
         """``callback`` runs at ``at`` (monotonic seconds), in place of what was set before."""
         self._on_deadline = callback
         self._deadline.set(at)

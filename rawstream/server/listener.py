@@ -176,7 +176,7 @@ def _listen_unix(path: str, backlog: int) -> socket.socket:
         sock.listen(backlog)
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, f"cannot listen on {path}: {error.strerror}") from error
+        raise OSError(error.errno, f"cannot listen on {path}: {error.strerror or error}") from error
     sock.setblocking(False)
     return sock
 
