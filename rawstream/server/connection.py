@@ -55,6 +55,10 @@ class _Quiet(Exception):
     """Close without a word: an idle connection's time is up."""
 
 
+def _nothing() -> None:
+    """No deadline is set. (A bound method would be another object each time it is looked up.)"""
+
+
 class Connection(asyncio.Protocol):
     """The protocol object of one accepted socket."""
 
@@ -103,7 +107,7 @@ class Connection(asyncio.Protocol):
         self._discarded = -1  # -1: not discarding
         self._eof = False
         self._close_waiter: asyncio.Future[None] | None = None
-        self._on_deadline: Callable[[], object] = self._nothing
+        self._on_deadline: Callable[[], object] = _nothing
 
     # --- what the transport tells us ---------------------------------------------------------------------
 
@@ -216,9 +220,6 @@ class Connection(asyncio.Protocol):
 
     # --- deadlines -------------------------------------------------------------------------------------------
 
-    def _nothing(self) -> None:
-        """No deadline is set."""
-
     def _deadline_due(self) -> None:
         self._on_deadline()
 
@@ -228,7 +229,7 @@ class Connection(asyncio.Protocol):
         self._deadline.set(at)
 
     def clear_deadline(self) -> None:
-        self._on_deadline = self._nothing
+        self._on_deadline = _nothing
         self._deadline.clear()
 
     # --- levels ----------------------------------------------------------------------------------------------
@@ -334,7 +335,7 @@ class Connection(asyncio.Protocol):
         """The server drains: a connection between two requests has nothing more to wait for."""
         codec = self.codec
         between = codec.body_complete and not codec.buffered and not self._unread
-        if between and self.interrupt is None and self._on_deadline is not self._nothing:
+        if between and self.interrupt is None and self._on_deadline is not _nothing:
             self.reader.set_exception(_Quiet())
 
     # --- flushing and closing --------------------------------------------------------------------------------
@@ -352,7 +353,7 @@ class Connection(asyncio.Protocol):
         if timeout is not None:
             reason = ClientStalled(f"the end of the answer was not taken within {timeout:g} s")
             self.set_deadline(monotonic() + timeout, lambda: self.lose(reason))
-        elif self._on_deadline is self._nothing:
+        elif self._on_deadline is _nothing:
             self._watch_flush()
         self.transport.set_write_buffer_limits(high=0)
         try:
