@@ -10,7 +10,7 @@ from tests.support.server import ServerProcess
 
 FLAGS = (
     "--head-timeout", "1", "--body-timeout", "1", "--keepalive-timeout", "1", "--stall-timeout", "1",
-    "--heartbeat", "0", "--flush-timeout", "0.5",
+    "--heartbeat", "0", "--flush-timeout", "0.2",
 )  # fmt: skip
 """The deadlines, shortened so that they can be waited for."""
 
