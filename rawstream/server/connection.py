@@ -391,7 +391,7 @@ class Connection(asyncio.Protocol):
                     waiter = self._get_close_waiter(self.writer)
                     self.set_deadline(monotonic() + timeout, self.transport.abort)
                     await waiter
-        except RawstreamError:
+        except (RawstreamError, OSError):  # OSError: asyncio's write_eof() on a socket that the peer has reset
             pass  # lost meanwhile: there is nobody to be polite to
         finally:
             self._deadline.close()
