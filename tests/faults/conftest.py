@@ -15,9 +15,10 @@ FLAGS = (
 """The deadlines, shortened so that they can be waited for."""
 
 
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[ServerProcess]:
-    with ServerProcess(*FLAGS) as server:
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def shared_server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """The transports of the two loops fail in different ways, so each fault meets both."""
+    with ServerProcess(*FLAGS, "--loop", request.param) as server:
         yield server
 
 
