@@ -21,7 +21,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def shared_server() -> Iterator[ServerProcess]:
-    with ServerProcess("--stall-timeout", "0.4", "--stream-timeout", "0.9", "--heartbeat", "0") as server:
+    with ServerProcess("--stall-timeout", "0.4", "--stream-timeout", "1.6", "--heartbeat", "0") as server:
         yield server
 
 
