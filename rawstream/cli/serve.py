@@ -8,8 +8,8 @@ Rule 3: what a user can get wrong is one line and exit code 2 (a setting) or 1 (
 from __future__ import annotations
 
 import asyncio
-import gc
 import contextlib
+import gc
 import logging
 import os
 import signal
