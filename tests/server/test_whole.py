@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from rawstream import Request, Server, Settings
 from rawstream.server.endpoints import completions
+from tests.support.flow import until
 
 DEADLINE = 10.0
 
@@ -46,8 +47,7 @@ async def test_a_client_that_leaves_cancels_its_whole_answer() -> None:
         assert len(server.app.streams.whole) == 1
         writer.close()
         await source.closed.wait()
-        while server.app.streams.admission.streams:
-            await asyncio.sleep(0)
+        await until(lambda: server.app.streams.admission.streams == 0)
 
 
 async def test_the_end_of_the_server_is_told_to_whole_answers_too() -> None:
