@@ -47,7 +47,7 @@ async def test_a_client_that_leaves_cancels_its_whole_answer() -> None:
         assert len(server.app.streams.whole) == 1
         writer.close()
         await source.closed.wait()
-        await until(lambda: server.app.streams.admission.streams == 0)
+        await until(lambda: server.app.streams.admission.streams == 0, "the count is back")
 
 
 async def test_the_end_of_the_server_is_told_to_whole_answers_too() -> None:
