@@ -8,6 +8,7 @@ Rule 3: a connection is closed politely (flush, FIN, let the peer read what it w
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Coroutine
 from time import monotonic
 from typing import Any, Protocol
@@ -49,8 +50,8 @@ class Connection(Link):
     codec: ServerCodec
     task: asyncio.Task[None]
 
-    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(host.settings, loop)
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop, accepted: socket.socket | None = None) -> None:
+        super().__init__(host.settings, loop, accepted)
         self.host = host
         self._served = 0
 

@@ -87,7 +87,6 @@ class Exchange:
     __slots__ = (
         "_connection",
         "_head_bytes",
-        "_high",
         "close_after",
         "content",
         "finished",
@@ -118,7 +117,6 @@ class Exchange:
         self.finished = False
         self.close_after = False
         self._head_bytes = b""
-        self._high = connection.host.settings.write_high
 
     def param(self, name: str) -> str:
         """A ``{name}`` segment of the path."""
@@ -172,10 +170,7 @@ class Exchange:
 
     @property
     def room(self) -> int:
-        connection = self._connection
-        if connection.gate.state is not _OPEN:
-            return 0
-        return max(1, self._high - connection.transport.get_write_buffer_size())
+        return self._connection.room
 
     def wait_writable(self) -> Coroutine[Any, Any, None]:
         """Wait for permission. Cancel-safe. Raises why the connection was lost."""
@@ -198,8 +193,7 @@ class Exchange:
         if self._head_bytes:
             framed = self._head_bytes + framed
             self._head_bytes = b""
-        connection.written += len(framed)
-        connection.writer.write(framed)
+        connection.write(framed)
 
     async def finish(self, last: bytes = b"") -> None:
         """Write ``last`` and the end of the body in one write; wait until the kernel has all of it."""

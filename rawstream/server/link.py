@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 from rawstream.errors import ClientDisconnected, ClientMisbehaved, ClientStalled, RawstreamError
 from rawstream.flow import kernel
 from rawstream.flow.deadlines import Deadline, Sweeper
-from rawstream.flow.gate import Gate
+from rawstream.flow.gate import Gate, GateState
 from rawstream.flow.watch import Finding, StreamWatch
 from rawstream.settings import Settings
 
@@ -39,11 +39,14 @@ class Link(asyncio.Protocol):
     """The protocol object of one accepted socket."""
 
     __slots__ = (
+        "_accepted",
         "_close_waiter",
         "_deadline",
         "_discarded",
         "_eof",
+        "_lowat",
         "_on_deadline",
+        "_seal",
         "_unread",
         "gate",
         "interrupt",
@@ -62,9 +65,17 @@ class Link(asyncio.Protocol):
     writer: asyncio.StreamWriter
     _deadline: Deadline
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, settings: Settings, loop: asyncio.AbstractEventLoop, accepted: socket.socket | None = None
+    ) -> None:
+        """``accepted``: the socket itself, where the loop's transport does not give it."""
         self.settings = settings
         self.loop = loop
+        self._accepted = accepted
+        tcp = accepted is not None and accepted.family in (socket.AF_INET, socket.AF_INET6)
+        self._lowat = settings.notsent_lowat if tcp and kernel.LINUX else 0
+        self._seal = False
+        """The kernel holds what it may: the next write must be one that nothing is appended to."""
         self.gate = Gate()
         self.interrupt: Callable[[RawstreamError], object] | None = None
         """Ends the stream that runs on this connection, if one does."""
@@ -215,9 +226,32 @@ class Link(asyncio.Protocol):
         waiting = self.transport.get_write_buffer_size() + (queue.total if queue else 0)
         return self.written - waiting, waiting
 
+    @property
+    def room(self) -> int:
+        """Bytes that may be written before permission must be asked for again; 0: there is none now."""
+        if self.gate.state is not GateState.OPEN:
+            return 0
+        buffered = self.transport.get_write_buffer_size()
+        if self._lowat and not buffered and self._accepted is not None:
+            self._seal = kernel.unsent(self._accepted.fileno()) >= self._lowat
+        return max(1, self.settings.write_high - buffered)
+
     def write(self, data: bytes) -> None:
+        """Give ``data`` to the transport. The caller has looked at the gate."""
         self.written += len(data)
+        if self._seal:
+            data = self._write_sealed(data)
         self.writer.write(data)
+
+    def _write_sealed(self, data: bytes) -> bytes:
+        """Write past the transport, while it holds nothing, with the seal that it has no way to ask for."""
+        self._seal = False
+        if self._accepted is None or self.transport.get_write_buffer_size():
+            return data
+        try:
+            return data[kernel.send_sealed(self._accepted, data) :]
+        except OSError:
+            return data  # broken: the transport will find out by itself, and say so
 
     # --- flushing ---------------------------------------------------------------------------------------------
 

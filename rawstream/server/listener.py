@@ -34,7 +34,7 @@ class Listener:
     def __init__(
         self,
         sockets: list[socket.socket],
-        factory: Callable[[], asyncio.Protocol],
+        factory: Callable[[socket.socket], asyncio.Protocol],
         settings: Settings,
         *,
         connections: Callable[[], int],
@@ -122,7 +122,7 @@ class Listener:
             sock.close()
             return
         task: asyncio.Task[object] = self._loop.create_task(
-            self._loop.connect_accepted_socket(self._factory, sock), name="accept"
+            self._loop.connect_accepted_socket(lambda: self._factory(sock), sock), name="accept"
         )
         self._starting.add(task)
         task.add_done_callback(self._opened)

@@ -107,6 +107,36 @@ def test_the_low_water_mark_bounds_what_the_kernel_takes() -> None:
 
 
 @linux_only
+def test_a_sealed_write_stops_what_the_low_water_mark_lets_through() -> None:
+    """Linux appends to its last segment whatever the mark says; after a sealed write it has to look at the mark."""
+
+    def taken(sealed: bool) -> int:
+        with tcp_pair(64 * 1024) as (sender, _):
+            kernel.bound_send_side(sender, notsent_lowat=4096, sndbuf=0)
+            for _ in range(5000):
+                if sealed and kernel.unsent(sender.fileno()) >= 4096:
+                    if not kernel.send_sealed(sender, b"x" * 2048):
+                        break
+                    continue
+                try:
+                    sender.send(b"x" * 2048)
+                except BlockingIOError:
+                    break
+            return kernel.unsent(sender.fileno())
+
+    assert taken(sealed=True) <= 9 * 1024
+    assert taken(sealed=False) > 16 * 1024
+
+
+def test_a_broken_connection_cannot_be_sealed() -> None:
+    """The error is the caller's to judge."""
+    left, right = socket.socketpair()
+    right.close()
+    with left, pytest.raises(OSError):
+        kernel.send_sealed(left, b"x")
+
+
+@linux_only
 def test_on_a_unix_socket_all_that_waits_is_unsent() -> None:
     left, right = socket.socketpair()
     with left, right:
@@ -122,6 +152,7 @@ def test_a_closed_socket_has_no_queue() -> None:
     sock.close()
     assert kernel.send_queue(sock.fileno()) is None
     assert kernel.send_queue(fd) is None
+    assert kernel.unsent(sock.fileno()) == kernel.unsent(fd) == 0
 
 
 def test_other_systems_have_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:

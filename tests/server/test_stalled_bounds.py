@@ -61,6 +61,19 @@ def test_a_stalled_client_costs_at_most_16_kib_and_600_tokens(path: str, loop: s
         server.assert_steady()
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("rcvbuf", [16 * KiB, 64 * KiB, 256 * KiB, None])
+def test_a_large_window_changes_nothing(rcvbuf: int | None, loop: str) -> None:
+    """A browser's window is not 4 KiB. Linux fills its last segment past TCP_NOTSENT_LOWAT, up to 64 KiB; we do not."""
+    with ServerProcess("--loop", loop, "--heartbeat", "0") as server:
+        with Client(server.port, rcvbuf=rcvbuf) as client:
+            client.send(chat(**ENDLESS))
+            buffered = stalled(server)["buffered"]
+            # What is sent and not acknowledged is in the client's kernel by now, which takes its time to say so.
+            assert buffered["transport"] + buffered["kernel_unsent"] <= 16 * KiB
+        server.assert_steady()
+
+
 def test_a_users_own_marks_are_obeyed() -> None:
     """``--write-high 1MiB`` holds about 1 MiB, and a warning says what that costs."""
     with ServerProcess("--write-high", "1MiB", "--heartbeat", "0") as server:

@@ -387,7 +387,7 @@ async def socket_link(settings: Settings | None = None) -> AsyncIterator[SocketL
         accepted, _ = listening.accept()
         accepted.setblocking(False)
         kernel.bound_send_side(accepted, notsent_lowat=settings.notsent_lowat, sndbuf=settings.sndbuf)
-        _, connection = await loop.connect_accepted_socket(lambda: Connection(host, loop), accepted)
+        _, connection = await loop.connect_accepted_socket(lambda: Connection(host, loop, accepted), accepted)
         try:
             await client.send(b"GET / HTTP/1.0\r\n\r\n")
             async with asyncio.timeout(PATIENCE):
