@@ -160,6 +160,36 @@ def test_what_cannot_become_a_head_is_refused_before_it_is_whole() -> None:
         codec.receive_head(b"ML")
 
 
+def test_a_head_that_has_begun_is_known_to_have_begun() -> None:
+    """So a connection that ends there was cut, where one that ends before it was merely closed."""
+    codec = asked()
+    assert not codec.receiving_head
+    assert codec.receive_head(OK[:-4]) is None
+    assert codec.receiving_head
+    assert codec.receive_head(OK[-4:] + b"Content-Length: 0\r\n\r\n") is not None
+    assert not codec.receiving_head
+
+
+_field_bytes = st.lists(st.sampled_from([9, *range(0x20, 0x7F), *range(0x80, 0x100)]), max_size=40).map(bytes)
+
+
+@given(
+    st.lists(st.one_of(_field_bytes, st.sampled_from([b"close", b"keep-alive", b", ,", b"upgrade"])), max_size=4),
+    st.sampled_from([b"1.0", b"1.1"]),
+    st.sampled_from([200, 204, 304, 404, 500, 599]),
+    st.sampled_from([b"Transfer-Encoding: chunked\r\n", b"Content-Length: 3\r\n", b""]),
+    st.sampled_from(["GET", "HEAD", "POST"]),
+)
+def test_whatever_the_connection_field_says_a_head_that_passes_here_passes_h11_too(
+    values: list[bytes], version: bytes, status: int, framing: bytes, method: str
+) -> None:
+    """It is told of every head that is accepted, and must find nothing wrong with one."""
+    version = b"1.1" if framing.startswith(b"T") else version
+    fields = b"".join(b"Connection:" + value + b"\r\n" for value in values)
+    head, rest = answer(b"HTTP/%b %d \r\n" % (version, status) + fields + framing + b"\r\n", method)
+    assert (head.status, rest) == (status, b"")
+
+
 # --- chunked bodies
 
 
@@ -263,6 +293,7 @@ def test_a_chunk_extension_is_dropped_and_bytes_after_the_end_are_noticed() -> N
     data, body = feed([b"5;a=b\r\nhello\r\n0\r\n\r\nEVIL!"])
     assert (data, body.ended, body.surplus) == (b"hello", True, True)
     data, body = feed([b"0\r\n\r\n"])
+    body.eof()
     body.decode(b"x")
     assert body.surplus
 
@@ -280,6 +311,13 @@ def test_a_chunked_body_cut_anywhere_before_its_end_is_a_cut(raw: bytes) -> None
 def test_an_unfinished_element_is_counted_as_buffered() -> None:
     _, body = feed([b"1", b"f"])
     assert body.buffered == 2
+
+
+@pytest.mark.parametrize("body", [LengthBody(9), CloseBody()])
+def test_a_body_without_elements_buffers_nothing(body: LengthBody | CloseBody) -> None:
+    """Every byte is given out as it comes."""
+    assert body.decode(b"some") == b"some"
+    assert body.buffered == 0
 
 
 # --- other bodies
@@ -304,6 +342,15 @@ def test_a_body_that_the_closing_delimits_ends_with_the_connection() -> None:
 
 
 # --- the life of a connection
+
+
+def test_a_connection_that_has_not_answered_is_not_made_ready() -> None:
+    """Neither before its first answer nor twice after one: it would be taken from the pool in the wrong state."""
+    codec = asked()
+    assert not codec.next_cycle()
+    assert codec.receive_head(OK + b"Content-Length: 0\r\n\r\n") is not None
+    assert codec.next_cycle()
+    assert not codec.next_cycle()
 
 
 @pytest.mark.parametrize(
