@@ -20,6 +20,7 @@ from rawstream.flow.gate import GateState
 from rawstream.model import Headers
 from rawstream.server.connection import Connection
 from rawstream.server.ids import random_id
+from rawstream.wire.chunks import frame_chunk
 from rawstream.wire.http1 import END_OF_BODY, RequestHead, ServerCodec
 
 _OPEN: Final = GateState.OPEN
@@ -86,6 +87,7 @@ class Exchange:
 
     __slots__ = (
         "_connection",
+        "_frame",
         "_head_bytes",
         "close_after",
         "content",
@@ -116,6 +118,7 @@ class Exchange:
         """Has ``start`` been called?"""
         self.finished = False
         self.close_after = False
+        self._frame: Callable[[bytes], bytes] = connection.codec.frame
         self._head_bytes = b""
 
     def param(self, name: str) -> str:
@@ -166,7 +169,10 @@ class Exchange:
             all_headers.append(("x-stream-id", self.stream_id))
         if self.close_after:
             all_headers.append(("connection", "close"))
-        self._head_bytes = self._connection.codec.response_head(status, all_headers)
+        codec = self._connection.codec
+        self._head_bytes = codec.response_head(status, all_headers)
+        # What ``codec.frame`` would come to for each token of a stream.
+        self._frame = frame_chunk if codec.framing == "chunked" else codec.frame
 
     @property
     def room(self) -> int:
@@ -189,7 +195,7 @@ class Exchange:
         connection = self._connection
         if connection.gate.state is not _OPEN:  # while it is open nobody waits
             connection.gate.check()
-        framed = connection.codec.frame(data)
+        framed = self._frame(data)
         if self._head_bytes:
             framed = self._head_bytes + framed
             self._head_bytes = b""
