@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -184,20 +184,22 @@ def _read_file(path: str) -> dict[str, object]:
         raise SettingsError(f"{path} is not TOML: {error}") from None
     for name in table:
         if name not in FIELDS:
-            raise SettingsError(f"{path}: there is no setting {name!r}{_did_you_mean(name, FIELDS)}")
+            raise SettingsError(f"{path}: there is no setting {name!r}{_did_you_mean(name)}")
     return table
 
 
 def _strangers(environ: Mapping[str, str]) -> Iterable[str]:
-    known = [variable(name) for name in FIELDS]
+    known = {variable(name) for name in FIELDS}
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in known and name not in OTHER_VARIABLES:
-            yield f"the environment has {name}, which is no setting{_did_you_mean(name, known)}"
+            # Compared without the prefix, which would make everything look alike.
+            hint = _did_you_mean(name.removeprefix(PREFIX).lower(), variable)
+            yield f"the environment has {name}, which is no setting{hint}"
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+def _did_you_mean(name: str, written: Callable[[str], str] = str) -> str:
+    close = difflib.get_close_matches(name.replace("-", "_"), list(FIELDS), n=1)
+    return f"; did you mean {written(close[0])}?" if close else ""
 
 
 def _blame(message: str, origins: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 Rule 1: what a user can get wrong is one line on stderr and exit code 2 (how it was asked) or 1 (what came of it);
         never a traceback.
-Rule 2: a sub-command imports what it needs when it runs, so that ``--help`` and ``--version`` answer at once.
+Rule 2: what is not there yet is not listed.
 """
 
 from __future__ import annotations

@@ -2,40 +2,45 @@
 
 Rule 1: one line on stderr says where it listens, once it accepts; scripts wait for that line.
 Rule 2: the first SIGTERM or SIGINT ends it gracefully, the second at once. Both are a clean end: exit code 0.
+Rule 3: what a user can get wrong is one line and exit code 2 (a setting) or 1 (what came of it), never a traceback.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from rawstream import config
-from rawstream.cli.options import ServeCommand, setting_options
-from rawstream.errors import RawstreamError, SettingsError
+from rawstream.api import Server
+from rawstream.cli.options import ServeCommand, setting_options, size_text
+from rawstream.errors import SettingsError
+from rawstream.flow import kernel
+from rawstream.model import Source
+from rawstream.server import logs
 from rawstream.settings import Settings
-
-if TYPE_CHECKING:
-    from rawstream.api import Server
-    from rawstream.model import Source
+from rawstream.sources.loading import load_source
+from rawstream.sources.mock import MockSource
+from rawstream.sources.upstream import UpstreamSource
 
 log = logging.getLogger("rawstream")
 
 
 @click.command("serve", cls=ServeCommand, params=setting_options(), short_help="Start the server.")
-@click.option("--config", "config_file", metavar="FILE", help="Read settings from this TOML file.")
+@click.option("--config", "config_file", metavar="FILE")
 def serve(config_file: str | None, **flags: Any) -> None:
-    """Start the server."""
+    """Start the server. (The help page is made by ``ServeCommand``.)"""
     try:
-        loaded = config.load(flags, os.environ, config_file)
-        code = run(loaded)
+        code = run(config.load(flags, os.environ, config_file))
     except SettingsError as error:
         if error.detail:
             click.echo(error.detail.rstrip(), err=True)
@@ -45,18 +50,22 @@ def serve(config_file: str | None, **flags: Any) -> None:
 
 
 def run(loaded: config.Loaded) -> int:
-    """Serve until a signal ends it. The exit code. Raises SettingsError."""
-    from rawstream.server import logs
-
+    """Serve until a signal ends it; the exit code. Raises SettingsError."""
     settings = loaded.settings
     if settings.workers > 1:
-        where = loaded.origins.get("workers", "the default")
-        raise SettingsError(f"workers: {settings.workers} (from {where}): for now one process serves; leave it at 1")
+        where = loaded.origins["workers"]
+        raise SettingsError(
+            f"workers: {settings.workers} (from {where}): for now one process serves, so only 1 is valid"
+        )
     loop_factory = _loop_factory(settings)
     logs.set_up(settings.log_format, settings.log_level)
     source = make_source(settings)
-    for warning in loaded.warnings:
-        log.warning("%s", warning)
+    for warning in [*loaded.warnings, held_warning(settings, kernel_takes(settings))]:
+        if warning is not None:
+            log.warning("%s", warning)
+    # What is there now stays: the collector need not look at it again with every thousand streams.
+    gc.collect()
+    gc.freeze()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_serve(settings, source))
 
@@ -64,18 +73,9 @@ def run(loaded: config.Loaded) -> int:
 def make_source(settings: Settings) -> Source:
     """The source that the settings name. Raises SettingsError."""
     if settings.source is not None:
-        from rawstream.sources.loading import load_source
-
         return load_source(settings.source)
     if settings.upstream is not None:
-        from rawstream.sources.upstream import UpstreamSource
-
-        try:
-            return UpstreamSource(settings)
-        except RawstreamError as error:
-            raise SettingsError(str(error), detail=error.detail) from None
-    from rawstream.sources.mock import MockSource
-
+        return UpstreamSource(settings)
     return MockSource()
 
 
@@ -87,14 +87,51 @@ def _loop_factory(settings: Settings) -> Callable[[], asyncio.AbstractEventLoop]
         import uvloop
     except ImportError:
         if settings.loop == "uvloop":
-            raise SettingsError("loop: 'uvloop' was asked for and is not installed (pip install uvloop)") from None
+            raise SettingsError("loop: uvloop was asked for and is not installed (pip install uvloop)") from None
         return None
     return uvloop.new_event_loop
 
 
-async def _serve(settings: Settings, source: Source) -> int:
-    from rawstream.api import Server
+# --- what a stalled client costs ----------------------------------------------------------------------------
 
+
+def kernel_takes(settings: Settings) -> tuple[int | None, str]:
+    """Bytes that the kernel takes from us for a client that reads nothing (None: more than can be said), and why."""
+    if settings.uds is not None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            taken = 2 * settings.sndbuf or probe.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        return taken, f"sndbuf={size_text(settings.sndbuf)} of a Unix socket"
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        lowat = kernel.set_notsent_lowat(probe, settings.notsent_lowat)
+    if lowat and settings.notsent_lowat:
+        return settings.notsent_lowat, f"notsent_lowat={size_text(settings.notsent_lowat)}"
+    why = "notsent_lowat=0" if lowat else "this system has no TCP_NOTSENT_LOWAT"
+    if settings.sndbuf:
+        return 2 * settings.sndbuf, f"{why}, sndbuf={size_text(settings.sndbuf)}, which the kernel doubles"
+    return None, f"{why}; sndbuf bounds it"
+
+
+def held_warning(settings: Settings, in_kernel: tuple[int | None, str]) -> str | None:
+    """What is held for each stalled client, when that is more than by default. ``in_kernel``: ``kernel_takes()``."""
+    high, (taken, why) = settings.write_high, in_kernel
+    default = Settings()
+    if high <= default.write_high and taken is not None and taken <= default.notsent_lowat:
+        return None
+    shown = "megabytes" if taken is None else _readable(taken)
+    return (
+        f"up to {_readable(high)} in the transport (write_high={size_text(high)}) + {shown} in the kernel ({why}) "
+        "will be held for each stalled client"
+    )
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1048576:.1f} MiB" if size >= 1048576 else f"{size / 1024:.1f} KiB"
+
+
+# --- the process --------------------------------------------------------------------------------------------
+
+
+async def _serve(settings: Settings, source: Source) -> int:
     server = Server(settings, source)
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -104,7 +141,9 @@ async def _serve(settings: Settings, source: Source) -> int:
             log.info("%s again: ending at once", name)
             server.hurry()
         else:
-            log.info("%s: ending; running streams have %g s (again: at once)", name, settings.drain_timeout)
+            log.info(
+                "%s: ending; running streams have %g s, a second signal ends at once", name, settings.drain_timeout
+            )
             ending.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -117,8 +156,8 @@ async def _serve(settings: Settings, source: Source) -> int:
         click.echo(f"rawstream: {error.strerror or error}", err=True)
         return 1
     remove_socket = _own_socket(settings)
-    _announce(server, settings)
     try:
+        _announce(server, settings)
         await ending.wait()
         await server.close()
     finally:

@@ -21,20 +21,25 @@ from typing import Final
 NEVER: Final = float("inf")
 
 
+def _closed() -> None:
+    """In place of the callback of a deadline that is closed."""
+
+
 class Deadline:
     """A moment at which ``callback`` runs, unless it is moved or cleared before. Times are ``loop.time()`` seconds."""
 
-    __slots__ = ("_callback", "_heap", "_queued_at", "at")
+    __slots__ = ("_callback", "_entry", "_heap", "_queued_at", "at")
 
     def __init__(self, heap: DeadlineHeap, callback: Callable[[], None]) -> None:
         self._heap = heap
-        self._callback: Callable[[], None] | None = callback
+        self._callback = callback
+        self._entry = 0  # number of the one valid entry in the heap; 0: there is none
         self._queued_at = NEVER
         self.at = NEVER
 
     def set(self, at: float) -> None:
         """Due at ``at``. Replaces what was set before. Does nothing once closed."""
-        if self._callback is None:
+        if self._callback is _closed:
             return
         self.at = at
         if at < self._queued_at:
@@ -46,9 +51,9 @@ class Deadline:
 
     def close(self) -> None:
         """Never again. Drops the callback, so that what it refers to is free. Idempotent."""
-        if self._callback is None:
+        if self._callback is _closed:
             return
-        self._callback = None
+        self._callback = _closed
         self.at = NEVER
         self._heap.forget(self)
 
@@ -69,16 +74,19 @@ class DeadlineHeap:
         return len(self._entries)
 
     def push(self, deadline: Deadline, at: float) -> None:
-        if deadline._queued_at != NEVER:
-            self._bury()
-        deadline._queued_at = at
+        replaced = deadline._entry
         self._sequence += 1
+        deadline._entry = self._sequence
+        deadline._queued_at = at
         heapq.heappush(self._entries, (at, self._sequence, deadline))
+        if replaced:
+            self._bury()
         if self._entries[0][2] is deadline:
             self._wanted(at)
 
     def forget(self, deadline: Deadline) -> None:
-        if deadline._queued_at != NEVER:
+        if deadline._entry:
+            deadline._entry = 0
             deadline._queued_at = NEVER
             self._bury()
 
@@ -86,7 +94,7 @@ class DeadlineHeap:
         """One entry more is dead. When most are, keep only the living."""
         self._dead += 1
         if self._dead > self._FEW and self._dead * 2 > len(self._entries):
-            self._entries = [entry for entry in self._entries if entry[2]._queued_at == entry[0]]
+            self._entries = [entry for entry in self._entries if entry[2]._entry == entry[1]]
             heapq.heapify(self._entries)
             self._dead = 0
 
@@ -97,22 +105,21 @@ class DeadlineHeap:
         """
         failure: Exception | None = None
         while self._entries and self._entries[0][0] <= now:
-            queued_at, _, deadline = heapq.heappop(self._entries)
-            if deadline._queued_at != queued_at:
+            _, entry, deadline = heapq.heappop(self._entries)
+            if deadline._entry != entry:
                 self._dead -= 1
                 continue
+            deadline._entry = 0
             deadline._queued_at = NEVER
             if deadline.at > now:
                 if deadline.at != NEVER:
                     self.push(deadline, deadline.at)
                 continue
             deadline.at = NEVER
-            callback = deadline._callback
-            if callback is not None:
-                try:
-                    callback()
-                except Exception as error:
-                    failure = failure or error
+            try:
+                deadline._callback()
+            except Exception as error:
+                failure = failure or error
         if failure is not None:
             raise failure
         return self._entries[0][0] if self._entries else NEVER
@@ -126,7 +133,8 @@ class Sweeper:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
         self._heap = DeadlineHeap(self._schedule)
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = NEVER  # kept here: uvloop's handle for what is due at once has no when()
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> Sweeper:
@@ -147,12 +155,13 @@ class Sweeper:
 
     def _schedule(self, at: float) -> None:
         if self._timer is not None:
-            if self._timer.when() <= at:
+            if self._timer_at <= at:
                 return
             self._timer.cancel()
         loop = self._loop()
         if loop is not None:
             self._timer = loop.call_at(at, self._run)
+            self._timer_at = at
 
     def _run(self) -> None:
         self._timer = None

@@ -84,12 +84,17 @@ class Meter:
 class Sink(Protocol):
     """Where frames go. One producer."""
 
-    async def wait_room(self) -> int:
-        """Wait for permission; return how many bytes may be put before it must be asked for again."""
+    @property
+    def room(self) -> int:
+        """Bytes that may be put before permission must be asked for again; 0: there is none now."""
         ...
 
-    def put_nowait(self, frames: bytes) -> None:
-        """Take whole frames. Never waits."""
+    async def wait_room(self) -> int:
+        """Wait for permission; return how far it goes, in bytes."""
+        ...
+
+    def put_nowait(self, frames: bytes, now: float) -> None:
+        """Take whole frames, at ``now``. Never waits."""
         ...
 
 
@@ -111,9 +116,19 @@ def _rest_of(step: _Step, awaited: Any) -> Generator[Any, Any, SourceItem]:
             return (yield from step.__await__())
 
 
+@coroutine
+def _abandon(step: _Step) -> Generator[Any, Any, None]:
+    """Cancel a step that waits, and await its end: a generator in the middle of a step cannot be closed."""
+    try:
+        awaited = step.throw(asyncio.CancelledError())
+        yield from _rest_of(step, awaited)
+    except (asyncio.CancelledError, Exception):
+        pass  # over, in whatever way (a token, an end, a complaint): the error that led here is the one that is told
+
+
 def count_tokens(items: Sequence[TokenItem]) -> int:
     """Tokens of text among ``items``: an upstream's role, finish and usage events are not tokens."""
-    return sum(1 for item in items if item.__class__ is str or cast(Token, item).text)
+    return len([None for item in items if item.__class__ is str or cast(Token, item).text])
 
 
 async def produce(
@@ -133,73 +148,90 @@ async def produce(
     ``stream`` is the caller's part (``aclosing``).
     """
     advance = cast(Callable[[], _Step], stream.__anext__)
-    frames: list[bytes] = []
-    size = 0
-    limit = 0  # bytes that may be pending before permission is asked for; 0: ask now
-    held_since = clock()
+    frames: list[bytes] = []  # encoded, and not put yet
+    size = 0  # of them, in bytes
+    allowance = 0  # bytes that may still be put before permission is asked for again
+    limit = 0  # the size at which the frames are put: a write's, or what is left of the allowance
+    large: Sequence[TokenItem] | None = None  # a batch of which only the part before ``at`` was encoded
+    at = 0
+    now = held_since = clock()
     try:
         while True:
             if size >= limit:
-                if limit and frames:
-                    sink.put_nowait(b"".join(frames))
+                if size and allowance > 0:
+                    sink.put_nowait(b"".join(frames), now)
                     frames.clear()
+                    allowance -= size
                     size = 0
-                limit = min(await sink.wait_room(), write_size)
-                if size >= limit:
-                    continue
-            step = advance()
-            try:
-                awaited = step.send(None)
-            except StopIteration as ready:
-                item: SourceItem = ready.value
-            else:
-                if frames:
-                    sink.put_nowait(b"".join(frames))
-                    frames.clear()
-                    size = 0
-                    limit = 0
-                meter.wait("source", clock())
-                item = await _rest_of(step, awaited)
-                held_since = clock()
-                meter.waited(held_since)
-            del step
-            if item.__class__ is str or item.__class__ is Token:
-                batch: Sequence[TokenItem] = (item,)
-            else:
-                batch = cast(Sequence[TokenItem], item)
-            del item
-            if len(batch) <= _SLICE:
-                frame = dialect.encode(batch)
-                meter.tokens += count_tokens(batch) if batch and batch[0].__class__ is not str else len(batch)
-                if frame:
-                    frames.append(frame)
-                    size += len(frame)
-            else:
-                for at in range(0, len(batch), _SLICE):
-                    if frames:
-                        sink.put_nowait(b"".join(frames))
+                if allowance <= 0:
+                    allowance = sink.room
+                    if allowance <= 0:
+                        allowance = await sink.wait_room()
+                        now = held_since = clock()
+                limit = allowance if allowance < write_size else write_size
+                continue
+            waited = False
+            if large is None:
+                step = advance()
+                try:
+                    awaited = step.send(None)
+                except StopIteration as ready:
+                    item: SourceItem = ready.value
+                else:
+                    now = clock()
+                    if size:
+                        try:
+                            sink.put_nowait(b"".join(frames), now)
+                        except BaseException:
+                            await _abandon(step)
+                            raise
                         frames.clear()
-                    await sink.wait_room()
-                    part = batch[at : at + _SLICE]
-                    frames.append(dialect.encode(part))
-                    meter.tokens += count_tokens(part)
-                size = len(frames[-1])
-                limit = 0
+                        allowance -= size
+                        size = 0
+                        limit = allowance if allowance < write_size else write_size
+                    meter.waiting_since = now
+                    meter.waiting_for = "source"
+                    item = await _rest_of(step, awaited)
+                    held_since = clock()
+                    meter.source_seconds += held_since - now
+                    meter.waiting_for = None
+                    waited = True
+                del step
+                kind = item.__class__
+                batch = cast("Sequence[TokenItem]", (item,) if kind is str or kind is Token else item)
+                del item
+                if len(batch) > _SLICE:
+                    large, at = batch, 0
+                    continue
+            else:
+                batch = large[at : at + _SLICE]
+                at += _SLICE
+                if at >= len(large):
+                    large = None
+            frame = dialect.encode(batch)
+            meter.tokens += len(batch) if batch and batch[0].__class__ is str else count_tokens(batch)
             del batch
+            if frame:
+                frames.append(frame)
+                size += len(frame)
+            del frame
+            if waited:
+                now = held_since
+                continue
             now = clock()
             if now - held_since > hold:
                 if size:
-                    sink.put_nowait(b"".join(frames))
-                    limit = 0
-                frames.clear()
-                size = 0
+                    sink.put_nowait(b"".join(frames), now)
+                    frames.clear()
+                    allowance -= size
+                    size = limit = 0
                 await asyncio.sleep(0)
                 held_since = clock()
     except StopAsyncIteration:
         return b"".join(frames)
     except Exception:
         if size:
-            sink.put_nowait(b"".join(frames))
+            sink.put_nowait(b"".join(frames), now)
         raise
 
 
@@ -226,6 +258,13 @@ class Delivery:
         """Has the head left? After that a failure can be told in-stream only."""
         self.last_write = meter.started_at
 
+    @property
+    def room(self) -> int:
+        """Bytes that may be written now; 0: wait."""
+        if self.pausing is not None and not self.pausing.is_set():
+            return 0
+        return self._response.room
+
     async def wait_room(self) -> int:
         """Permission, and how far it goes in bytes. Raises when the client is gone. Cancel-safe."""
         response = self._response
@@ -246,23 +285,22 @@ class Delivery:
         self._response.start(200, self._headers)
         return self._dialect.head()
 
-    def put_nowait(self, frames: bytes) -> None:
-        """Write whole frames; the first write carries the head."""
+    def put_nowait(self, frames: bytes, now: float) -> None:
+        """Write whole frames at ``now``; the first write carries the head."""
         if not frames:
             return
-        if not self.committed:
-            frames = self._commit() + frames
-        self._response.write_nowait(frames)
         meter = self.meter
-        now = monotonic()
-        self.last_write = now
         if meter.first_write_at is None:
+            if not self.committed:
+                frames = self._commit() + frames
             meter.first_write_at = now
+        self._response.write_nowait(frames)
+        self.last_write = now
         meter.writes += 1
         meter.bytes += len(frames)
 
     def heartbeat(self) -> bool:
-        """Send one, if the dialect has one, the source is what we wait for, and there is room. False: it was not sent."""
+        """Send one, if the dialect has one, the source is what we wait for, and there is room. False: none was sent."""
         beat = self._dialect.heartbeat
         if not beat or self.meter.waiting_for != "source" or self._response.room <= 0:
             return False

@@ -67,10 +67,12 @@ class WrongDisciplines:
         assert self._app is not None
         return sum(stream.process_buffered() for stream in self._app.streams if stream.lab)
 
-    def check_memory(self) -> None:
-        """Raise MemoryExhausted when the lab's streams hold more than they may."""
+    def check_memory(self, stream: Stream) -> None:
+        """End ``stream`` when the lab's streams hold more than they may."""
         if self.held() > self._limit:
-            raise MemoryExhausted(f"the lab's streams hold more than lab_memory ({self._limit} bytes)")
+            # Not raised: the source may be in the middle of a step, which only a cancellation ends properly.
+            error = MemoryExhausted(f"the lab's streams hold more than lab_memory ({self._limit} bytes)")
+            stream.interruption.interrupt(error)
 
     async def _eagerly(self, stream: Stream, tokens: TokenStream, dialect: Dialect) -> None:
         connection = stream.exchange.connection
@@ -82,7 +84,7 @@ class WrongDisciplines:
         await stream.delivery.finish(last)
 
     async def _all_first(self, stream: Stream, tokens: TokenStream, dialect: Dialect) -> None:
-        sink = _Collecting(self)
+        sink = _Collecting(stream, self)
         stream.held = lambda: sink.size
         settings = stream.settings
         last = await produce(tokens, dialect, sink, stream.meter, write_size=settings.write_size, hold=settings.hold)
@@ -91,7 +93,7 @@ class WrongDisciplines:
         delivery = stream.delivery
         for at in range(0, len(body), settings.write_size):
             await delivery.wait_room()
-            delivery.put_nowait(body[at : at + settings.write_size])
+            delivery.put_nowait(body[at : at + settings.write_size], monotonic())
         await delivery.finish(b"")
 
 
@@ -107,46 +109,54 @@ class _Eager:
         self._gone_at: float | None = None
         self._checked_at = 0.0
 
+    @property
+    def room(self) -> int:
+        return _UNBOUNDED
+
     async def wait_room(self) -> int:
         return _UNBOUNDED
 
-    def put_nowait(self, frames: bytes) -> None:
-        now = monotonic()
+    def put_nowait(self, frames: bytes, now: float) -> None:
         gone = self._stream.exchange.connection.gate.reason
         if gone is not None:
             self._after_the_end(now, gone)
             return
         if now - self._checked_at > 0.05:
             self._checked_at = now
-            self._lab.check_memory()
-        self._delivery.put_nowait(frames)
+            self._lab.check_memory(self._stream)
+        self._delivery.put_nowait(frames, now)
 
     def _after_the_end(self, now: float, gone: RawstreamError) -> None:
         if self._gone_at is None:
             self._gone_at = now
         if now - self._gone_at > self._stream.settings.lab_overrun:
-            raise type(gone)(f"{gone}; generation went on for {now - self._gone_at:.0f} s more")
+            told = f"{gone}; generation went on for {now - self._gone_at:.1f} s more"
+            self._stream.interruption.interrupt(type(gone)(told))
 
 
 class _Collecting:
     """A sink that keeps everything."""
 
-    __slots__ = ("_checked_at", "_lab", "parts", "size")
+    __slots__ = ("_checked_at", "_lab", "_stream", "parts", "size")
 
-    def __init__(self, lab: WrongDisciplines) -> None:
+    def __init__(self, stream: Stream, lab: WrongDisciplines) -> None:
+        self._stream = stream
         self._lab = lab
         self._checked_at = 0.0
         self.parts: list[bytes] = []
         self.size = 0
 
+    @property
+    def room(self) -> int:
+        return _UNBOUNDED
+
     async def wait_room(self) -> int:
         return _UNBOUNDED
 
-    def put_nowait(self, frames: bytes) -> None:
-        now = monotonic()
+    def put_nowait(self, frames: bytes, now: float) -> None:
         if now - self._checked_at > 0.05:
             self._checked_at = now
-            self._lab.check_memory()
+            self._lab.check_memory(self._stream)
         self.parts.append(frames)
         self.size += len(frames)
 
@@ -180,6 +190,10 @@ class _Draining:
         self._stream = stream
         self._delivery = stream.delivery
 
+    @property
+    def room(self) -> int:
+        return 0  # always to be waited for: that is the discipline
+
     async def wait_room(self) -> int:
         await asyncio.sleep(0)
         meter = self._stream.meter
@@ -188,5 +202,5 @@ class _Draining:
         meter.waited(monotonic())
         return 1  # one write, one drain()
 
-    def put_nowait(self, frames: bytes) -> None:
-        self._delivery.put_nowait(frames)
+    def put_nowait(self, frames: bytes, now: float) -> None:
+        self._delivery.put_nowait(frames, now)

@@ -149,7 +149,7 @@ class App:
         limit = max(1, min(self.settings.max_connections, descriptor_limit() // 2))
         self._listener = Listener(
             sockets,
-            lambda: Connection(self, loop),
+            lambda accepted: Connection(self, loop, accepted),
             self.settings,
             connections=lambda: len(self.connections),
             limit=limit,

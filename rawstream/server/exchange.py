@@ -8,10 +8,9 @@ Rule 3: ``Connection: close`` is never sent with a chunked body: some clients th
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
-from time import monotonic, time
+from time import time
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +19,8 @@ from rawstream.errors import MisuseError, ProtocolViolation, RawstreamError
 from rawstream.flow.gate import GateState
 from rawstream.model import Headers
 from rawstream.server.connection import Connection
+from rawstream.server.ids import random_id
+from rawstream.wire.chunks import frame_chunk
 from rawstream.wire.http1 import END_OF_BODY, RequestHead, ServerCodec
 
 _OPEN: Final = GateState.OPEN
@@ -53,7 +54,7 @@ def request_id(head: RequestHead) -> str:
     given = head.header("x-request-id")
     if given is not None and 0 < len(given) <= 128 and _REQUEST_ID_CHARACTERS.issuperset(given):
         return given
-    return secrets.token_hex(8)
+    return random_id(8)
 
 
 Refusal = Callable[[RawstreamError], tuple[list[tuple[str, str]], bytes]]
@@ -86,8 +87,8 @@ class Exchange:
 
     __slots__ = (
         "_connection",
+        "_frame",
         "_head_bytes",
-        "_high",
         "close_after",
         "content",
         "finished",
@@ -117,8 +118,8 @@ class Exchange:
         """Has ``start`` been called?"""
         self.finished = False
         self.close_after = False
+        self._frame: Callable[[bytes], bytes] = connection.codec.frame
         self._head_bytes = b""
-        self._high = connection.host.settings.write_high
 
     def param(self, name: str) -> str:
         """A ``{name}`` segment of the path."""
@@ -138,21 +139,23 @@ class Exchange:
             return b""
         if self.head.expects_continue and not codec.buffered:
             connection.write(codec.continue_100())
-        timeout = connection.host.settings.body_timeout
-        error = ProtocolViolation(f"the request body did not arrive within {timeout:g} s", status=408)
-        connection.set_deadline(monotonic() + timeout, lambda: connection.reader.set_exception(error))
         parts: list[bytes] = []
+        waited = False
         try:
             while True:
                 data = codec.next_body()
                 if data is END_OF_BODY:
                     return b"".join(parts)
                 if data is None:
+                    if not waited:
+                        waited = True
+                        connection.expect_body()
                     codec.receive(await connection.read_some())
                 elif isinstance(data, bytes):
                     parts.append(data)
         finally:
-            connection.clear_deadline()
+            if waited:
+                connection.clear_deadline()
 
     # --- the response: model.Response --------------------------------------------------------------------
 
@@ -166,14 +169,14 @@ class Exchange:
             all_headers.append(("x-stream-id", self.stream_id))
         if self.close_after:
             all_headers.append(("connection", "close"))
-        self._head_bytes = self._connection.codec.response_head(status, all_headers)
+        codec = self._connection.codec
+        self._head_bytes = codec.response_head(status, all_headers)
+        # What ``codec.frame`` would come to for each token of a stream.
+        self._frame = frame_chunk if codec.framing == "chunked" else codec.frame
 
     @property
     def room(self) -> int:
-        connection = self._connection
-        if connection.gate.state is not _OPEN:
-            return 0
-        return max(1, self._high - connection.transport.get_write_buffer_size())
+        return self._connection.room
 
     def wait_writable(self) -> Coroutine[Any, Any, None]:
         """Wait for permission. Cancel-safe. Raises why the connection was lost."""
@@ -190,8 +193,9 @@ class Exchange:
 
     def write_nowait(self, data: bytes) -> None:
         connection = self._connection
-        connection.gate.check()
-        framed = connection.codec.frame(data)
+        if connection.gate.state is not _OPEN:  # while it is open nobody waits
+            connection.gate.check()
+        framed = self._frame(data)
         if self._head_bytes:
             framed = self._head_bytes + framed
             self._head_bytes = b""

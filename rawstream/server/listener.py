@@ -34,7 +34,7 @@ class Listener:
     def __init__(
         self,
         sockets: list[socket.socket],
-        factory: Callable[[], asyncio.Protocol],
+        factory: Callable[[socket.socket], asyncio.Protocol],
         settings: Settings,
         *,
         connections: Callable[[], int],
@@ -122,7 +122,7 @@ class Listener:
             sock.close()
             return
         task: asyncio.Task[object] = self._loop.create_task(
-            self._loop.connect_accepted_socket(self._factory, sock), name="accept"
+            self._loop.connect_accepted_socket(lambda: self._factory(sock), sock), name="accept"
         )
         self._starting.add(task)
         task.add_done_callback(self._opened)
@@ -131,6 +131,9 @@ class Listener:
         self._starting.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("a connection was lost while it was accepted: %r", error)
+        if self._rest is None:
+            # For a moment it counted twice, as starting and as open: the limit may have been seen too early.
+            self.connection_closed()
 
 
 def listen(settings: Settings) -> list[socket.socket]:
@@ -173,7 +176,7 @@ def _listen_unix(path: str, backlog: int) -> socket.socket:
         sock.listen(backlog)
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, f"cannot listen on {path}: {error.strerror}") from error
+        raise OSError(error.errno, f"cannot listen on {path}: {error.strerror or error}") from error
     sock.setblocking(False)
     return sock
 

@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from rawstream.errors import MisuseError, RawstreamError, UpstreamFailed
+from rawstream.errors import MisuseError, RawstreamError, SettingsError, UpstreamFailed
 from rawstream.settings import Settings
-from rawstream.sources.http_connection import Connection, Origin, dial
+from rawstream.sources.http_connection import Connection, Origin, dial, read_buffer
 from rawstream.wire.http1_client import CloseBody, ResponseHead
 
 FINISH: Final = 0.1
@@ -37,12 +37,14 @@ class HttpClient:
     """Requests over pooled connections, for one event loop. ``settings.upstream_…`` name the bounds."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError when ``upstream_ca`` is not a file of certificates."""
         self._settings = settings
         self._idle: dict[Origin, list[Connection]] = {}
         """Idle connections, the one used last at the end: it is the least likely to have been closed."""
         self._idle_count = 0
         self._open: set[Connection] = set()
-        self._tls: ssl.SSLContext | None = None
+        self._buffer: memoryview | None = None
+        self._tls = None if settings.upstream_ca is None else _tls_context(settings.upstream_ca)
 
     @property
     def open_connections(self) -> int:
@@ -83,7 +85,7 @@ class HttpClient:
             origin,
             timeout=self._settings.upstream_connect_timeout,
             rcvbuf=self._settings.upstream_rcvbuf,
-            read_limit=self._settings.upstream_read_limit,
+            buffer=self._read_buffer(),
             tls=self._tls_context() if origin.scheme == "https" else None,
         )
         self._open.add(connection)
@@ -172,10 +174,13 @@ class HttpClient:
         self._open.discard(connection)
         connection.abort()
 
+    def _read_buffer(self) -> memoryview:
+        self._buffer = read_buffer(self._settings.upstream_read_limit, self._buffer)
+        return self._buffer
+
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = ssl.create_default_context(cafile=self._settings.upstream_ca)
-            self._tls.set_alpn_protocols(["http/1.1"])
+            self._tls = _tls_context(None)
         return self._tls
 
 
@@ -209,17 +214,25 @@ class HttpResponse:
         """Bytes taken from the socket and not yet handed out."""
         return self._inlet.held + len(self._first) + self._body.buffered
 
-    def set_deadline(self, at: float, why: str) -> None:
-        """Fail ``read_some`` with ``UpstreamIdle(why)`` at ``at`` (the loop's clock, seconds). Cheap."""
+    @property
+    def peak_buffered(self) -> int:
+        """The most bytes that were ever taken from the socket and not yet asked for."""
+        return self._inlet.peak
+
+    def set_deadline(self, at: float, why: str, *, while_waiting: bool = False) -> None:
+        """Fail ``read_some`` with ``UpstreamIdle(why)`` at ``at`` (the loop's clock, seconds). Cheap.
+
+        ``while_waiting``: only if it waits at that moment, so that it need not be cleared.
+        """
         if self._connection is not None:
-            self._connection.set_deadline(at, why)
+            self._connection.set_deadline(at, why, while_waiting=while_waiting)
 
     def clear_deadline(self) -> None:
         if self._connection is not None:
             self._connection.clear_deadline()
 
     async def read_some(self) -> bytes:
-        """The body bytes that are at hand (at most about ``upstream_read_limit``), waiting for the first; b'' at the end.
+        """The body bytes that are at hand (about ``upstream_read_limit`` at most), waiting for one; b'' at the end.
 
         Raises UpstreamFailed (cut, reset, bad framing) and UpstreamIdle (the deadline). After an error, and when it
         was cancelled, the response is of no further use.
@@ -239,7 +252,11 @@ class HttpResponse:
                 if body.ended:
                     self._end()
                     return b""
-                data = await self._inlet.take()
+                received = self._inlet.take_nowait()
+                while received is None:
+                    await self._inlet.more()
+                    received = self._inlet.take_nowait()
+                data = received
                 if not data:
                     body.eof()
         except OSError as error:
@@ -306,6 +323,15 @@ class HttpResponse:
 
 class _ClosedUnderUs(Exception):
     """A pooled connection was closed before any byte of the response."""
+
+
+def _tls_context(authorities: str | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except OSError as error:
+        raise SettingsError(f"upstream_ca: cannot read certificates from {authorities!r}: {error.strerror}") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def _broken(error: OSError) -> UpstreamFailed:

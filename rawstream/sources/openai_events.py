@@ -7,6 +7,7 @@ Rule 3: an error that the upstream tells in-stream is an error, not a token.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +16,7 @@ from rawstream.errors import UpstreamFailed
 from rawstream.model import Token, Usage
 
 DONE: Final = b"[DONE]"
+_LINE_FEED: Final = 10
 _LONGEST_MESSAGE: Final = 500
 
 
@@ -29,7 +31,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice] | None = None
+    choices: tuple[_Choice, ...] | None = None
     usage: Usage | None = None
     error: Any = None
 
@@ -38,28 +40,35 @@ _decode: Final = msgspec.json.Decoder(_Chunk).decode
 _decode_any: Final = msgspec.json.Decoder().decode
 
 
-def token_of(payload: bytes) -> Token:
-    """The token of one event's data. ``raw`` is one line, whatever the event's data was.
+def append_tokens(payloads: Iterable[bytes], tokens: list[Token]) -> None:
+    """Append the token of each event's data to ``tokens``; events without data are passed over.
 
-    Raises UpstreamFailed when the event is the upstream's own error.
+    ``raw`` is one line, whatever the event's data was. Raises UpstreamFailed at an event that is the upstream's
+    own error; the tokens before it are there.
     """
-    if b"\n" in payload:
-        # JSON has line feeds between its tokens alone, where a space does as well.
-        payload = payload.replace(b"\n", b" ")
-    try:
-        chunk = _decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _unusual(payload)
-    if chunk.error:
-        raise failure_of(chunk.error)
-    choices = chunk.choices
-    if not choices:
-        return Token("", payload, None, chunk.usage, 0)
-    choice = choices[0]
-    if len(choices) > 1:
-        choice = next((one for one in choices if one.index == 0), choice)
-    text = choice.delta.content if choice.delta is not None else None
-    return Token(text or "", payload, choice.finish_reason, chunk.usage, choice.index)
+    decode, append = _decode, tokens.append
+    for payload in payloads:
+        if _LINE_FEED in payload:
+            # JSON has line feeds between its tokens alone, where a space does as well.
+            payload = payload.replace(b"\n", b" ")
+        try:
+            chunk = decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            if payload:
+                append(_unusual(payload))
+            continue
+        if chunk.error:
+            raise failure_of(chunk.error)
+        choices = chunk.choices
+        if not choices:
+            append(Token("", payload, None, chunk.usage))
+            continue
+        choice = choices[0]
+        if len(choices) > 1:
+            choice = next((one for one in choices if one.index == 0), choice)
+        delta = choice.delta
+        text = (delta.content or "") if delta is not None else ""
+        append(Token(text, payload, choice.finish_reason, chunk.usage, choice.index))
 
 
 def _unusual(payload: bytes) -> Token:
@@ -102,4 +111,6 @@ def answer_as_token(body: bytes) -> Token:
         for at, call in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(call, dict):
                 call.setdefault("index", at)
-    return token_of(msgspec.json.encode(answer))
+    tokens: list[Token] = []
+    append_tokens([msgspec.json.encode(answer)], tokens)
+    return tokens[0]

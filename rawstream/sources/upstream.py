@@ -23,7 +23,7 @@ from rawstream.errors import MisuseError, SettingsError, UpstreamFailed, Upstrea
 from rawstream.model import Request, SourceStatistics, Token
 from rawstream.settings import MiB, Settings
 from rawstream.sources.http_client import HttpClient, HttpResponse, origin_of
-from rawstream.sources.openai_events import DONE, answer_as_token, message_of, token_of
+from rawstream.sources.openai_events import DONE, answer_as_token, append_tokens, message_of
 from rawstream.wire.sse import EventTooLong, Parser
 
 MAX_ANSWER: Final = 16 * MiB
@@ -160,7 +160,6 @@ class UpstreamStream:
         "_failure",
         "_finish_seen",
         "_parser",
-        "_peak",
         "_request",
         "_response",
         "_source",
@@ -180,7 +179,6 @@ class UpstreamStream:
         self._finish_seen = False
         self._whole = False
         """Is the answer complete, as far as its content goes?"""
-        self._peak = 0
 
     def __aiter__(self) -> UpstreamStream:
         return self
@@ -188,7 +186,8 @@ class UpstreamStream:
     def statistics(self) -> SourceStatistics:
         """Bytes taken from the socket and not yet handed on, as of now and at most."""
         held = self._held()
-        return SourceStatistics(held, max(self._peak, held))
+        peak = self._response.peak_buffered if self._response is not None else 0
+        return SourceStatistics(held, max(peak, held))
 
     def _held(self) -> int:
         return self._parser.buffered + (self._response.buffered if self._response is not None else 0)
@@ -245,9 +244,9 @@ class UpstreamStream:
         """The tokens of the first read that holds any; none at the stream's proper end."""
         source = self._source
         if self._due is not None:
-            response.set_deadline(self._due, source.first_token_late)
+            response.set_deadline(self._due, source.first_token_late, while_waiting=True)
         else:
-            response.set_deadline(self._clock() + source.idle_timeout, source.idle_late)
+            response.set_deadline(self._clock() + source.idle_timeout, source.idle_late, while_waiting=True)
         parser = self._parser
         while True:
             data = await response.read_some()
@@ -261,11 +260,7 @@ class UpstreamStream:
             if payloads:
                 tokens = self._tokens(payloads)
                 if tokens or self._whole:
-                    response.clear_deadline()
                     self._due = None
-                    held = self._held()
-                    if held > self._peak:
-                        self._peak = held
                     return tokens
                 if self._failure is not None:
                     raise self._failure
@@ -276,9 +271,7 @@ class UpstreamStream:
             del payloads[payloads.index(DONE) :]
         tokens: list[Token] = []
         try:
-            for payload in payloads:
-                if payload:
-                    tokens.append(token_of(payload))
+            append_tokens(payloads, tokens)
         except UpstreamFailed as failure:
             self._failure = failure
             self._whole = False

@@ -45,6 +45,18 @@ class _Expect(enum.Enum):
     NOTHING = 5
 
 
+_SHORT: Final = tuple(b"%x\r\n" % size for size in range(256))
+"""Size lines of the chunks that hold a single token, made once."""
+
+
+def frame_chunk(data: bytes) -> bytes:
+    """``data`` as one chunk; ``b""`` for no data (an empty chunk would end the body)."""
+    size = len(data)
+    if 0 < size < 256:
+        return _SHORT[size] + data + b"\r\n"
+    return b"%x\r\n%b\r\n" % (size, data) if data else b""
+
+
 class ChunkDecoder:
     """Decodes one chunked body from the front of a buffer."""
 

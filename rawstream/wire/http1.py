@@ -1,11 +1,10 @@
 """The server's half of one HTTP/1.1 connection (RFC 9110, RFC 9112): bytes in, requests out, and back. No I/O.
 
-Rule 1: the guard reads the raw head; h11 is then told what decides about the connection's life (method, version,
-        ``close``, whether a body follows) in a head of its own, and is the judge of order: who may send what, when
-        a cycle is over, which framing an answer gets, and what must be sent to say so.
-Rule 2: what is big or frequent does not pass through h11. Request bodies are decoded here (their end is reported to
-        h11), header lines are made and checked here, and chunks are framed here (0.1 µs instead of 2.4); tests
-        compare all that is written with h11's own bytes.
+Rule 1: the guard reads the raw head; h11 is the judge of what follows from it: which framing an answer gets, what
+        must be sent to say so, and whether the connection lives on. It is asked once for each shape of exchange
+        (``verdict.py``).
+Rule 2: a body's bytes do not pass through h11. Request bodies are decoded here, and chunks are framed here (0.1 µs
+        instead of 2.4); a test compares whole answers with h11's own bytes.
 Rule 3: never ``Connection: close`` on a chunked or close-delimited stream: some clients would then take a cut stream
         for a whole one. There the closing of the socket says it.
 Rule 4: a fault is final. After a ProtocolViolation the codec takes no more input; one answer may still be sent,
@@ -19,32 +18,36 @@ caller, who decides when to read.
 
 from __future__ import annotations
 
+import enum
 import functools
-import http
 import re
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple, TypeAlias
-
-import h11
+from typing import Final, Literal, NamedTuple
 
 from rawstream.errors import ClientDisconnected, MisuseError, ProtocolViolation
-from rawstream.wire.chunks import END_OF_BODY, ChunkDecoder, EndOfBody
+from rawstream.wire.chunks import END_OF_BODY, ChunkDecoder, EndOfBody, frame_chunk
 from rawstream.wire.guard import TOKEN, HeadLimits, RequestHead, first_fault, read_head
+from rawstream.wire.verdict import CONTINUE, Framing, Shape, verdict
 
 __all__ = ["END_OF_BODY", "NEED_DATA", "EndOfBody", "Framing", "RequestHead", "ServerCodec"]
 
 NEED_DATA: Final = None
 """What ``next_head`` and ``next_body`` return when more bytes must be received first."""
 
-Framing: TypeAlias = Literal["chunked", "length", "close", "none"]
-
 _TELLING: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 """Bytes that may complete a line, or a fault, of an incomplete head."""
 _TELLING_FIRST: Final = re.compile(rb"[^\x20-\x7e]")
 """The same within the request line."""
 _LINE: Final = re.compile(rf"{TOKEN}+: [\t\x20-\x7e\x80-\xff]*\r\n")
-_END_OF_MESSAGE: Final = h11.EndOfMessage()
-_CONTINUE: Final = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+
+
+class Phase(enum.Enum):
+    """Where the present exchange stands."""
+
+    IDLE = "idle"
+    REQUEST = "request"
+    ANSWER = "answer"
+    DONE = "done"
 
 
 class _Field(NamedTuple):
@@ -59,21 +62,25 @@ class ServerCodec:
         "_body",
         "_broken",
         "_buffer",
+        "_end",
         "_eof",
         "_expects_continue",
         "_framing",
-        "_h11",
         "_keep_alive",
+        "_left",
         "_limits",
         "_may_skip_line",
         "_method",
+        "_reusable",
         "_scanned",
+        "_version",
+        "phase",
     )
 
     def __init__(self, *, max_head: int, max_request_line: int, max_fields: int, max_body: int) -> None:
         """The limits, in bytes (``max_fields``: in fields), as ``HeadLimits`` explains them."""
         self._limits = _limits(max_head, max_request_line, max_fields, max_body)
-        self._h11 = h11.Connection(h11.SERVER)
+        self.phase = Phase.IDLE
         self._buffer = bytearray()
         self._scanned = 0
         self._eof = False
@@ -82,6 +89,11 @@ class ServerCodec:
         self._method = ""
         self._body: int | ChunkDecoder | None = None
         """What is left of the request's body: bytes, or a decoder; None: nothing."""
+        self._version = "1.1"
+        self._left = 0
+        """Bytes that an answer of known length still owes."""
+        self._end = b""
+        self._reusable = False
         self._expects_continue = False
         self._keep_alive = True
         self._framing: Framing = "none"
@@ -118,8 +130,7 @@ class ServerCodec:
         """
         if self._broken is not None:
             raise self._broken
-        connection = self._h11
-        if connection.their_state is not h11.IDLE:
+        if self.phase is not Phase.IDLE:
             raise MisuseError("next_head() before the present request is over: call end() and next_cycle() first")
         buffer = self._buffer
         if self._may_skip_line and buffer.startswith(b"\r\n"):
@@ -135,7 +146,7 @@ class ServerCodec:
             head = read_head(raw, self._limits)
         except ProtocolViolation as violation:
             if raw.startswith(b"HEAD "):
-                self._tell_h11("HEAD", "1.1", False, False)  # so that the refusal comes without a body
+                self._method = "HEAD"  # so that the refusal comes without a body
             raise self._break(violation) from None
         del buffer[:end]
         self._scanned = 0
@@ -144,7 +155,9 @@ class ServerCodec:
         self._keep_alive = head.keep_alive
         if head.has_body:
             self._body = ChunkDecoder(self._limits.max_body) if head.chunked else head.content_length
-        self._tell_h11(head.method, head.version, head.keep_alive, head.has_body)
+        self._method = head.method
+        self._version = head.version
+        self.phase = Phase.REQUEST
         return head
 
     def next_body(self) -> bytes | EndOfBody | None:
@@ -164,14 +177,14 @@ class ServerCodec:
             del self._buffer[:body]
             self._body = body - len(data)
             if self._body == 0:
-                self._end_of_request()
+                self._body = None
         else:
             try:
                 data = body.take(self._buffer)
             except ProtocolViolation as violation:
                 raise self._break(violation) from None
             if data is END_OF_BODY:
-                self._end_of_request()
+                self._body = None
         if data:
             return data
         if self._eof:
@@ -182,10 +195,10 @@ class ServerCodec:
 
     def continue_100(self) -> bytes:
         """The ``100 Continue`` that the client waits for (RFC 9110 §10.1.1); ``b""`` when it waits for none."""
-        if not self._expects_continue or self._body is None or self._h11.our_state is not h11.SEND_RESPONSE:
+        if not self._expects_continue or self._body is None or self.phase is not Phase.REQUEST:
             return b""
         self._expects_continue = False
-        return self._send(_CONTINUE)
+        return CONTINUE
 
     def response_head(self, status: int, headers: Sequence[tuple[str, str]], *, head_only: bool = False) -> bytes:
         """The head of the answer, in the framing that ``framing`` then names.
@@ -198,34 +211,36 @@ class ServerCodec:
         Raises ValueError, naming the header, for one that cannot be sent as it is; MisuseError when it is not the
         time for a response head.
         """
+        if self.phase in (Phase.ANSWER, Phase.DONE):
+            raise MisuseError("the answer has begun already")
         lines: list[bytes] = []
         length: str | None = None
-        if self._body is not None or self._broken is not None or not self._method:
+        read = self.body_complete
+        if not read or not self._method:
             self._keep_alive = False
         for name, value in headers:
-            field = _field(name, value)
+            field = _one_off(name, value) if name in _VARYING else _field(name, value)
             if not field.role:
                 lines.append(field.line)
             elif field.role == "length":
                 length = value
             elif field.role == "close":
                 self._keep_alive = False
-        is_head = self._method == "HEAD"
-        if head_only and not is_head:
+        if head_only and self._method != "HEAD":
             raise MisuseError(f"head_only in the answer to a {self._method or 'broken'} request")
         if status == 204:
             length = None  # RFC 9110 §8.6
-        head = self._send(_response(status, length, self._keep_alive))
-        if is_head or status in (204, 304):
-            self._framing = "none"
-        elif length is not None:
-            self._framing = "length"
-        else:
-            self._framing = "chunked" if b"chunked" in head else "close"
-            head = head.replace(b"Connection: close\r\n", b"")
-        lines.insert(0, head[:-2])
-        lines.append(b"\r\n")
-        return b"".join(lines)
+        if self._broken is not None and self._method != "HEAD":
+            self._method = ""
+        said = verdict(Shape(self._method, self._version, self._keep_alive, read, status, length is not None))
+        if length is not None:
+            self._left = int(length) if length.isascii() and length.isdigit() else -1
+            if self._left < 0:
+                raise ValueError(f"content-length must be a number of bytes, not {length!r}")
+            lines.append(b"content-length: %d\r\n" % self._left)
+        self._framing, self._end, self._reusable = said.framing, said.end, said.reusable
+        self.phase = Phase.ANSWER
+        return said.head + b"".join(lines) + b"\r\n"
 
     @property
     def framing(self) -> Framing:
@@ -239,9 +254,12 @@ class ServerCodec:
         """
         framing = self._framing
         if framing == "chunked":
-            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            return frame_chunk(data)
         if framing == "length":
-            return self._send(h11.Data(data))
+            self._left -= len(data)
+            if self._left < 0:
+                raise MisuseError(f"the answer is {-self._left} bytes longer than its content-length")
+            return data
         return data if framing == "close" else b""
 
     def end(self, last: bytes = b"") -> bytes:
@@ -249,17 +267,20 @@ class ServerCodec:
 
         Raises MisuseError when the answer has not begun, has ended, or is shorter than it was announced to be.
         """
+        if self.phase is not Phase.ANSWER:
+            raise MisuseError("there is no answer to end: it has not begun, or has ended")
         data = self.frame(last)
-        ending = self._send(_END_OF_MESSAGE)
+        if self._framing == "length" and self._left:
+            raise MisuseError(f"the answer is {self._left} bytes shorter than its content-length")
         self._framing = "none"
-        return data + ending
+        self.phase = Phase.DONE
+        return data + self._end
 
     def next_cycle(self) -> bool:
         """After ``end``: make ready for the next request. False: the connection cannot serve another one."""
-        connection = self._h11
-        if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
+        if self.phase is not Phase.DONE or not self._reusable or not self.body_complete:
             return False
-        connection.start_next_cycle()
+        self.phase = Phase.IDLE
         self._method = ""
         return True
 
@@ -279,28 +300,10 @@ class ServerCodec:
         if self._eof and buffer:
             raise ClientDisconnected("the client left before its request was complete")
 
-    def _tell_h11(self, method: str, version: str, keep_alive: bool, has_body: bool) -> None:
-        self._method = method
-        self._h11.receive_data(_head_for_h11(method, version, keep_alive, has_body))
-        self._h11.next_event()
-        if not has_body:
-            self._h11.next_event()
-
-    def _end_of_request(self) -> None:
-        self._body = None
-        self._h11.receive_data(b"0\r\n\r\n")
-        self._h11.next_event()
-
     def _break(self, violation: ProtocolViolation) -> ProtocolViolation:
         self._broken = violation
         self._buffer.clear()
         return violation
-
-    def _send(self, event: h11.Event) -> bytes:
-        try:
-            return self._h11.send(event) or b""
-        except h11.LocalProtocolError as error:
-            raise MisuseError(f"the answer breaks HTTP/1.1: {error}") from error
 
 
 @functools.lru_cache(maxsize=16)
@@ -309,36 +312,12 @@ def _limits(max_head: int, max_request_line: int, max_fields: int, max_body: int
     return HeadLimits(max_head, max_request_line, max_fields, max_body)
 
 
-@functools.lru_cache(maxsize=64)
-def _head_for_h11(method: str, version: str, keep_alive: bool, has_body: bool) -> bytes:
-    """What h11 is told of a request: all that its state depends on. A body is always announced as chunked."""
-    close = "" if keep_alive else "connection: close\r\n"
-    body = "transfer-encoding: chunked\r\n" if has_body else ""
-    return f"{method} / HTTP/{version}\r\nhost: h\r\n{close}{body}\r\n".encode("ascii")
+_VARYING: Final = frozenset({"x-request-id", "x-stream-id"})
+"""Headers whose value is another one each time: remembering their lines would push the others out."""
 
 
-@functools.lru_cache(maxsize=256)
-def _response(status: int, length: str | None, keep_alive: bool) -> h11.Response:
-    """h11's event for a response head, with nothing but what decides about framing."""
-    headers = [] if length is None else [("Content-Length", length)]
-    if not keep_alive:
-        headers.append(("Connection", "close"))
-    try:
-        return h11.Response(status_code=status, headers=headers, reason=_reason(status))
-    except h11.LocalProtocolError as error:
-        raise ValueError(f"not a response head: status {status}, content-length {length!r}: {error}") from error
-
-
-def _reason(status: int) -> bytes:
-    try:
-        return http.HTTPStatus(status).phrase.encode("ascii")
-    except ValueError:
-        return b""
-
-
-@functools.lru_cache(maxsize=512)
-def _field(name: str, value: str) -> _Field:
-    """One line of a response head. Most repeat from answer to answer; those that do not cost a microsecond."""
+def _one_off(name: str, value: str) -> _Field:
+    """One line of a response head, and what it decides. Raises ValueError when it cannot be sent as it is."""
     text = f"{name}: {value}\r\n"
     if not _LINE.fullmatch(text):
         raise ValueError(
@@ -356,3 +335,7 @@ def _field(name: str, value: str) -> _Field:
             raise ValueError(f"the header 'connection' can be close or keep-alive, not {value!r}")
         return _Field(line, "close" if value.lower() == "close" else "keep")
     return _Field(line, "")
+
+
+_field: Final = functools.lru_cache(maxsize=512)(_one_off)
+"""``_one_off``, remembered: most lines repeat from answer to answer."""

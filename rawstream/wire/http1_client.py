@@ -332,11 +332,13 @@ class ClientCodec:
 
         Interim (1xx) responses are passed over. Raises UpstreamFailed.
         """
+        searched = max(0, len(self._head) - 3)
         self._head += data
         while True:
             if not _START.startswith(self._head[: len(_START)]):
                 raise UpstreamFailed("the upstream's answer is not HTTP/1.1")
-            end = self._head.find(b"\r\n\r\n", 0, MAX_HEAD) + 4
+            end = self._head.find(b"\r\n\r\n", searched, MAX_HEAD) + 4
+            searched = 0
             if end == 3:
                 if len(self._head) >= MAX_HEAD:
                     raise UpstreamFailed(f"the head of the upstream's answer is longer than {MAX_HEAD} bytes")
@@ -355,17 +357,17 @@ class ClientCodec:
                 return None
 
     def _tell(self, head: ResponseHead) -> None:
-        """Tell h11 the head; to it, a body that is delimited by itself is empty: its end is told later."""
+        """Tell h11 the head; to it, a body that is delimited by itself is empty.
+
+        It has no cause to object: the line is ours, and a ``Connection`` value passed a stricter reading than its own.
+        """
         self.body = _body_of(head)
         lines = [f"HTTP/{head.version} {head.status} "]
         lines += [f"connection: {value}" for name, value in head.headers if name == "connection"]
         if head.framing in ("chunked", "length"):
             lines.append("content-length: 0")
-        try:
-            self._connection.receive_data("\r\n".join([*lines, "\r\n"]).encode("latin-1"))
-            self._connection.next_event()
-        except h11.RemoteProtocolError as error:
-            raise UpstreamFailed("the upstream's answer is not well-formed HTTP/1.1", detail=str(error)) from None
+        self._connection.receive_data("\r\n".join([*lines, "\r\n"]).encode("latin-1"))
+        self._connection.next_event()
 
     def next_cycle(self) -> bool:
         """After the end of a response: may the connection take another request? If so, it is ready for it."""

@@ -86,7 +86,34 @@ class OpenAIChat:
                 return self._say(quote_strings(items))
             except NotText:
                 pass
+        elif self._relaying and not self._lessons:
+            frames = self._relay_text(items)
+            if frames is not None:
+                return frames
         return b"".join([self._item(as_token(item)) for item in items])
+
+    def _relay_text(self, items: Sequence[TokenItem]) -> bytes | None:
+        """A relay's common case, in one go: text for choices that have begun. None: something else is among them."""
+        choices = self._choices
+        raws: list[bytes] = []
+        for token in items:
+            if token.__class__ is not Token:
+                return None
+            text, raw, finish_reason, usage, index = (
+                token.text,
+                token.raw,
+                token.finish_reason,
+                token.usage,
+                token.index,
+            )
+            if not text or raw is None or finish_reason or usage is not None or index not in choices:
+                return None
+            raws.append(raw)
+        frames = b"data: " + b"\n\ndata: ".join(raws) + b"\n\n"
+        if frames.count(b"\n") != 2 * len(raws) or b"\r" in frames:
+            return None
+        self.completion_tokens += len(raws)
+        return frames
 
     def error(self, message: str, code: str) -> bytes:
         return b"data: " + error_body(message, _error_type(code), code) + b"\n\n"

@@ -312,3 +312,12 @@ def test_the_fast_reading_and_the_slow_one_agree(inserted: bytes, at: int, remov
         assert any(word in str(told) for word in ("Host", "target", "OPTIONS"))  # what only the whole head shows
     else:
         assert str(told) == str(fault)
+
+
+def test_a_long_answer_keeps_no_fields_of_its_request() -> None:
+    """What may be large and is not needed any more can be left behind; what decides about the answer stays."""
+    head = read_head(b"GET /x?y HTTP/1.1\r\nhost: h\r\n\r\n", LIMITS)
+    short = head.without_fields()
+    assert (short.method, short.path, short.keep_alive) == (head.method, head.path, head.keep_alive)
+    assert short.headers == ()
+    assert short.query == short.target == ""

@@ -292,6 +292,37 @@ def test_an_event_of_several_lines_leaves_as_several_data_lines() -> None:
     assert frames.count(b"data: ") == 4
 
 
+def learnt() -> OpenAIChat:
+    """A relay in the middle of its stream: its upstream's name is known, its only choice has begun."""
+    stream = dialect()
+    stream.encode([event("a")])
+    return stream
+
+
+def test_a_batch_of_plain_text_is_relayed_at_once_and_counted() -> None:
+    """The common case of a relay: the same bytes, and a count for who asks for usage."""
+    stream = learnt()
+    batch: list[TokenItem] = [event("b"), event("c")]
+    assert stream.encode(batch) == relayed(event("b"), event("c"))
+    assert stream.completion_tokens == 3
+
+
+def test_a_string_among_an_upstreams_events_is_sent_in_its_place() -> None:
+    """A source may add words of its own to what it relays."""
+    deltas = [delta for _, delta, _ in choices(learnt().encode([event("b"), "mine", event("c")]))]
+    assert [delta["content"] for delta in deltas] == ["b", "mine", "c"]
+
+
+def test_an_event_of_several_lines_stays_one_event_among_plain_ones() -> None:
+    """Nothing that an upstream puts into an event can end it, in the middle of a fast relay either."""
+    for line_end in ("\n", "\r", "\r\n", "\n\n"):
+        lined = Token("x", raw=(event("x").raw or b"").replace(b", ", b"," + line_end.encode()))
+        stream = learnt()
+        frames = stream.encode([event("b"), lined, event("c")])
+        assert [delta["content"] for _, delta, _ in choices(frames)] == ["b", "x", "c"]
+        assert stream.completion_tokens == 4
+
+
 # --- bodies -------------------------------------------------------------------------------------------------
 
 

@@ -10,8 +10,10 @@ import secrets
 import time
 from collections.abc import Awaitable
 from contextlib import aclosing
+from time import monotonic
+from typing import Final
 
-from rawstream.errors import ClientError, LimitReached, RawstreamError, UpstreamRejected
+from rawstream.errors import ClientError, LimitReached, RawstreamError, SourceFailed, StreamDeadline, UpstreamRejected
 from rawstream.flow.interrupt import Interruption
 from rawstream.model import CompletionSource, Request, Source, Token
 from rawstream.server.exchange import Exchange, error_headers
@@ -37,6 +39,10 @@ def refusal(error: RawstreamError) -> tuple[list[tuple[str, str]], bytes]:
     if error.code == "insufficient_quota":
         headers.append(("x-should-retry", "false"))
     return headers, openai.error_body(str(error), _error_type(error), error.code) if body is None else body
+
+
+MAX_ANSWER: Final = 4 * 1024 * 1024
+"""Characters that are collected for an answer that is not streamed: the one place that holds a whole answer."""
 
 
 class CompletionEndpoints:
@@ -69,23 +75,31 @@ class CompletionEndpoints:
         """A non-streaming answer. The client leaving cancels it as it would a stream."""
         connection = exchange.connection
         interruption = Interruption()
-        self.streams.admission.enter()
-        connection.interrupt = interruption.interrupt
+        self.streams.whole.enter(interruption)
+        connection.stream_begins(interruption.interrupt)
+        timeout = self.streams.settings.stream_timeout
+        late = StreamDeadline(f"the answer took longer than {timeout:g} s")
+        connection.set_deadline(monotonic() + timeout, lambda: interruption.interrupt(late))
         try:
             async with interruption:
                 body = await self._whole_body(request)
         finally:
-            connection.interrupt = None
-            self.streams.admission.leave()
+            connection.stream_ends()
+            self.streams.whole.leave(interruption)
         await exchange.respond_json(body)
 
     async def _whole_body(self, request: Request) -> bytes:
         if isinstance(self.source, CompletionSource):
             return await self.source.complete(request)
         tokens: list[str | Token] = []
+        size = 0
         async with aclosing(self.source.tokens(request)) as stream:
             async for item in stream:
-                tokens.extend((item,) if isinstance(item, str | Token) else item)
+                batch = (item,) if isinstance(item, str | Token) else item
+                size += sum(len(token if isinstance(token, str) else token.text) for token in batch)
+                if size > MAX_ANSWER:
+                    raise SourceFailed(f"the answer is longer than {MAX_ANSWER} characters; ask for a stream")
+                tokens.extend(batch)
         return openai.whole_answer(
             tokens,
             id=f"chatcmpl-{secrets.token_hex(12)}",

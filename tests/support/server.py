@@ -1,0 +1,233 @@
+"""``rawstream serve`` as a process of its own, and what can be seen of it from outside.
+
+Rule 1: the port is the one that its "listening" line names; nothing is guessed.
+Rule 2: whatever a test did to it, it can be asked whether it is as before (``assert_steady``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.support import raw
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+_LISTENING = "rawstream listening on "
+
+
+def command() -> list[str]:
+    """The ``rawstream`` command: this source tree's, or what RAWSTREAM_COMMAND says (an installed one)."""
+    given = os.environ.get("RAWSTREAM_COMMAND")
+    return shlex.split(given) if given else [sys.executable, "-c", "from rawstream.cli import main; main()"]
+
+
+class ServerProcess:
+    """A running server. Use with ``with``; leaving the block ends it and asserts that nothing went wrong."""
+
+    def __init__(
+        self,
+        *flags: str,
+        env: Mapping[str, str] | None = None,
+        descriptors: int | None = None,
+        log_format: str = "json",
+        wait: bool = True,
+    ) -> None:
+        """``flags`` go to ``rawstream serve``; ``descriptors`` is its RLIMIT_NOFILE, soft and hard."""
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+        flags = ("--port", "0", *flags) if not {"--port", "--uds"} & set(flags) else flags
+
+        def limit() -> None:
+            if descriptors is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAWSTREAM_")}
+        self.process = subprocess.Popen(
+            [*command(), "serve", "--log-format", log_format, *flags],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            env={**clean, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
+            preexec_fn=limit,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._collect, name="stderr", daemon=True)
+        self._reader.start()
+        self.url = ""
+        self.port = 0
+        self._fds = 0
+        if wait:
+            try:
+                self._wait_until_listening()
+            except BaseException:
+                self._bury()
+                raise
+
+    def _wait_until_listening(self) -> None:
+        line = self.wait_line(lambda text: text.startswith(_LISTENING), within=20)
+        self.url = line.removeprefix(_LISTENING).strip()
+        if not self.url.startswith("unix:"):
+            self.port = int(self.url.rsplit(":", 1)[1])
+            assert raw.ask(self.port, raw.get("/healthz")).status == 200
+            self.settle()
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if self.process.poll() is None:
+                code = self.stop()
+                if kind is None:
+                    assert code == 0, f"exit code {code}:\n{self.stderr[-3000:]}"
+            if kind is None:
+                self.assert_no_traceback()
+        finally:
+            self._bury()
+
+    def _bury(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        self._reader.join(10)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
+    # --- what it says ----------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    @property
+    def stderr(self) -> str:
+        with self._news:
+            return "\n".join(self.lines)
+
+    def wait_line(self, wanted: Callable[[str], bool], *, within: float = 5.0) -> str:
+        """The first line on stderr that is wanted."""
+        until = time.monotonic() + within
+        at = 0
+        with self._news:
+            while True:
+                for line in self.lines[at:]:
+                    if wanted(line):
+                        return line
+                at = len(self.lines)
+                left = until - time.monotonic()
+                if left <= 0 or self._ended:
+                    raise AssertionError("no such line on stderr:\n" + "\n".join(self.lines[-40:]))
+                self._news.wait(left)
+
+    def logs(self) -> list[dict[str, Any]]:
+        """The JSON log lines so far."""
+        with self._news:
+            return [json.loads(line) for line in self.lines if line.startswith("{")]
+
+    def ended(self, request_id: str, *, within: float = 5.0) -> dict[str, Any]:
+        """The log line of the stream of that request. AssertionError when there is none in time."""
+
+        def is_it(line: str) -> bool:
+            return line.startswith("{") and '"stream ended"' in line and json.loads(line)["request_id"] == request_id
+
+        line: dict[str, Any] = json.loads(self.wait_line(is_it, within=within))
+        return line
+
+    def forgive(self, text: str) -> None:
+        """Forget the lines that hold ``text``: the test provoked them."""
+        with self._news:
+            self.lines = [line for line in self.lines if text not in line]
+
+    def assert_no_traceback(self) -> None:
+        """Nothing on stderr looks like a bug of ours."""
+        for mark in ("Traceback", '"exception"', "never retrieved", "never awaited", "Exception ignored"):
+            assert mark not in self.stderr, f"{mark} on stderr:\n{self.stderr[-4000:]}"
+
+    # --- what it holds ---------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def fds(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def rss(self) -> int:
+        """Resident memory, bytes."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def debug(self) -> dict[str, Any]:
+        """``GET /debug/streams``."""
+        reply = raw.ask(self.port, raw.get("/debug/streams"))
+        assert reply.status == 200
+        answer: dict[str, Any] = reply.json()
+        return answer
+
+    def settle(self) -> None:
+        """Take the present number of descriptors for the normal one, when nobody but us is connected."""
+        eventually(lambda: self.debug()["totals"]["connections"] == 1, why="only our own connection is left")
+        self._fds = self._fds_at_rest()
+
+    def _fds_at_rest(self) -> int:
+        with raw.Client(self.port) as client:
+            client.ask(raw.get("/healthz"))
+            return self.fds() - 1
+
+    def assert_steady(self, *, within: float = 5.0) -> None:
+        """A fresh request is answered, no stream and no descriptor is left, and nothing looks like a bug."""
+        reply = raw.ask(self.port, raw.get("/healthz"))
+        assert (reply.status, reply.whole) == (200, True)
+        eventually(lambda: self.debug()["totals"]["streams"] == 0, within=within, why="no stream is left")
+        eventually(
+            lambda: self.fds() <= self._fds,
+            within=within,
+            why=f"descriptors are {self._fds} again, not {self.fds()}",
+        )
+        self.assert_no_traceback()
+
+    # --- its end ---------------------------------------------------------------------------------------------
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, *, within: float = 10.0) -> int:
+        """Its exit code."""
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {within:g} s:\n{self.stderr[-2000:]}") from None
+
+    def stop(self, *, within: float = 10.0) -> int:
+        """SIGTERM twice: end now. The exit code."""
+        self.signal(signal.SIGTERM)
+        try:
+            return self.process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGTERM)
+        return self.wait(within=within)

@@ -1,0 +1,303 @@
+"""The settings: where they come from, how values are written, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rawstream import config
+from rawstream.cli import rawstream_command
+from rawstream.cli.options import default_text, seconds_text, size_text
+from rawstream.cli.serve import held_warning, kernel_takes
+from rawstream.errors import SettingsError
+from rawstream.settings import FIELDS, Settings
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "rawstream.toml"
+    path.write_text(text)
+    return str(path)
+
+
+# --- precedence ---------------------------------------------------------------------------------------------
+
+
+def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(tmp_path: Path) -> None:
+    """Flag, environment, file, default: the first that names a setting decides it."""
+    file = written(tmp_path, "stall_timeout = 1\nheartbeat = 2\nport = 3\n")
+    environ = {"RAWSTREAM_STALL_TIMEOUT": "10", "RAWSTREAM_HEARTBEAT": "20"}
+    loaded = config.load({"stall_timeout": "100"}, environ, file)
+    settings = loaded.settings
+    assert (settings.stall_timeout, settings.heartbeat, settings.port) == (100, 20, 3)
+    assert settings.host == Settings().host
+    assert loaded.origins == {
+        "stall_timeout": "--stall-timeout",
+        "heartbeat": "RAWSTREAM_HEARTBEAT",
+        "port": file,
+    }
+
+
+@given(st.fixed_dictionaries({}, optional={place: st.integers(1, 60_000) for place in ("flag", "env", "file")}))
+def test_precedence_holds_for_any_combination(given_in: dict[str, int]) -> None:
+    """Whichever of the three places are used, the strongest one's value is taken."""
+    flags = {"port": str(given_in["flag"])} if "flag" in given_in else {}
+    environ = {"RAWSTREAM_PORT": str(given_in["env"])} if "env" in given_in else {}
+    file = None
+    if "file" in given_in:
+        import tempfile
+
+        with tempfile.NamedTemporaryFile("w", suffix=".toml", delete=False) as out:
+            out.write(f"port = {given_in['file']}\n")
+        file = out.name
+    try:
+        got = config.load(flags, environ, file).settings.port
+    finally:
+        if file is not None:
+            Path(file).unlink()
+    expected = next((given_in[place] for place in ("flag", "env", "file") if place in given_in), Settings().port)
+    assert got == expected
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
+    """RAWSTREAM_CONFIG names the file, unless --config does."""
+    named = written(tmp_path, "port = 1234\n")
+    assert config.load({}, {"RAWSTREAM_CONFIG": named}).settings.port == 1234
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    """``RAWSTREAM_UDS=`` in a compose file means: no socket."""
+    assert config.load({}, {"RAWSTREAM_UDS": "", "RAWSTREAM_PORT": ""}).settings == Settings()
+
+
+def test_every_setting_can_be_given_in_each_place(tmp_path: Path) -> None:
+    """Each field of the table is a flag, a variable and a key; its default, written out, reads back as itself."""
+    for name, field in FIELDS.items():
+        text = "true" if field.metadata["unit"] == "flag" else default_text(field)
+        if text is None:
+            text = {"path": "/a", "url": "http://a"}.get(field.metadata["unit"], "a:b")
+        expected = config.parse(name, text, "a test")
+        if field.default is not None:
+            assert expected == pytest.approx(field.default)
+        in_file = written(tmp_path, f'{name} = "{text}"\n')
+        for loaded in (
+            config.load({name: text}, {}),
+            config.load({}, {config.variable(name): text}),
+            config.load({}, {}, in_file),
+        ):
+            assert getattr(loaded.settings, name) == expected
+            assert list(loaded.origins) == [name]
+
+
+def test_toml_numbers_are_taken_as_they_are(tmp_path: Path) -> None:
+    """A file may write numbers and booleans without quotes."""
+    file = written(tmp_path, "write_high = 8192\nstall_timeout = 1.5\nheartbeat = 3\nlab = false\nsndbuf = '64k'\n")
+    settings = config.load({}, {}, file).settings
+    assert (settings.write_high, settings.stall_timeout, settings.heartbeat) == (8192, 1.5, 3.0)
+    assert (settings.lab, settings.sndbuf) == (False, 65536)
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0), ("4096", 4096), ("1MiB", 1 << 20), ("64KiB", 65536), ("16k", 16384), ("16K", 16384), ("2m", 1 << 21),
+        ("1GiB", 1 << 30), ("1 MiB", 1 << 20), ("1.5KiB", 1536), ("10kB", 10_000), ("3MB", 3_000_000), ("7b", 7),
+    ],
+)  # fmt: skip
+def test_sizes_are_written_as_people_write_them(text: str, size: int) -> None:
+    """KiB, MiB, GiB and bare k, m, g are powers of 1024; kB, MB, GB powers of 1000 (as GNU coreutils has it)."""
+    assert config.parse_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30", 30), ("1.5", 1.5), ("30s", 30), ("5m", 300), ("500ms", 0.5), ("1h", 3600), (".5", 0.5)]
+)
+def test_times_are_written_as_people_write_them(text: str, seconds: float) -> None:
+    """A bare number is seconds."""
+    assert config.parse_seconds(text) == pytest.approx(seconds)
+
+
+@given(st.integers(0, 2**50))
+def test_sizes_read_back(size: int) -> None:
+    """What the help page shows is what the parser takes; a plain number of bytes is that number."""
+    assert config.parse_bytes(size_text(size)) == size
+    assert config.parse_bytes(str(size)) == size
+
+
+@given(st.integers(0, 2**30), st.sampled_from([("k", 10), ("KiB", 10), ("m", 20), ("MiB", 20), ("g", 30), ("GiB", 30)]))
+def test_a_suffix_multiplies(number: int, unit: tuple[str, int]) -> None:
+    """Any whole number with a suffix is that many of the unit, exactly."""
+    assert config.parse_bytes(f"{number}{unit[0]}") == number << unit[1]
+
+
+@given(st.integers(1, 10**7))
+def test_times_read_back(milliseconds: int) -> None:
+    """What the help page shows is what the parser takes."""
+    seconds = milliseconds / 1000
+    assert config.parse_seconds(seconds_text(seconds)) == pytest.approx(seconds, rel=1e-5)
+
+
+@given(st.text(max_size=40))
+def test_no_text_breaks_a_parser(text: str) -> None:
+    """Whatever is written: a value, or a ValueError that says what was expected."""
+    for parser in (config.parse_bytes, config.parse_seconds, config.parse_count, config.parse_flag):
+        said = ""
+        try:
+            assert parser(text) >= 0
+        except ValueError as error:
+            said = str(error)
+        assert re.match("is not a|is neither|$", said)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1e3", "0x10", "1_000", "1KiBs", "0.3b", "١٢", "nan", "inf", "1" * 65])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    """Signs, exponents, other scripts' digits, parts of a byte: none of them is guessed at."""
+    with pytest.raises(ValueError, match="is not a size"):
+        config.parse_bytes(text)
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+def failure(flags: dict[str, object], environ: dict[str, str], file: str | None = None) -> str:
+    with pytest.raises(SettingsError) as caught:
+        config.load(flags, environ, file)
+    return str(caught.value)
+
+
+def test_a_bad_value_is_said_with_its_setting_and_its_origin(tmp_path: Path) -> None:
+    """The setting, the value, and whether it was a flag, a variable or which file."""
+    assert failure({"write_high": "lots"}, {}) == (
+        "write_high: 'lots' (from --write-high) is not a size: write bytes as 4096, 64KiB, 1MiB or 16k"
+    )
+    assert failure({}, {"RAWSTREAM_STALL_TIMEOUT": "soon"}).startswith(
+        "stall_timeout: 'soon' (from RAWSTREAM_STALL_TIMEOUT) is not a time"
+    )
+    file = written(tmp_path, "port = 8.5\n")
+    assert failure({}, {}, file) == f"port: 8.5 (from {file}) is not a whole number"
+    assert failure({}, {"RAWSTREAM_LAB": "maybe"}) == "lab: 'maybe' (from RAWSTREAM_LAB) is neither true nor false"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("host = 1", "host: 1 (from {file}) is not text: put it in quotes"),
+        ("port = true", "port: True (from {file}) is not a number"),
+        ("port = []", "port: [] (from {file}) is not a number"),
+        ("lab = 1", "lab: 1 (from {file}) must be true or false"),
+        ("host = ''", "host: '' (from {file}) is empty"),
+        ("uds = \"a\\u0000b\"", "uds: 'a\\x00b' (from {file}) contains NUL"),
+        ("heartbeat = inf", "heartbeat must be a finite number, not inf (heartbeat is from {file})"),
+        ("port = -1", "port must be more than 0, not -1 (port is from {file})"),
+    ],
+)  # fmt: skip
+def test_a_file_s_types_are_checked(tmp_path: Path, line: str, says: str) -> None:
+    """TOML has types; a value of the wrong one is said as such."""
+    file = written(tmp_path, line + "\n")
+    assert failure({}, {}, file) == says.format(file=file)
+
+
+def test_a_contradiction_names_where_both_sides_came_from() -> None:
+    """Two settings that exclude each other may come from different places."""
+    said = failure({"write_high": "1k"}, {"RAWSTREAM_WRITE_LOW": "2k"})
+    assert "write_low (2048) must not exceed write_high (1024)" in said
+    assert "write_high is from --write-high" in said
+    assert "write_low is from RAWSTREAM_WRITE_LOW" in said
+
+
+def test_an_unknown_key_of_a_file_is_an_error_that_suggests(tmp_path: Path) -> None:
+    """A typing mistake in a file does not go unnoticed."""
+    file = written(tmp_path, "stall-timeuot = 3\n")
+    assert failure({}, {}, file) == f"{file}: there is no setting 'stall-timeuot'; did you mean stall_timeout?"
+    assert failure({}, {}, written(tmp_path, "[x]\n")) == f"{file}: there is no setting 'x'"
+
+
+def test_an_unknown_variable_is_a_warning_that_suggests() -> None:
+    """The environment is shared, so a stranger there is told and passed over; others' variables are not looked at."""
+    loaded = config.load({}, {"RAWSTREAM_STALL_TIMOUT": "3", "RAWSTREAM_API_KEY": "k", "PORT": "1", "RAWSTREAM_Q": "1"})
+    assert loaded.settings == Settings()
+    assert loaded.warnings == [
+        "the environment has RAWSTREAM_Q, which is no setting",
+        "the environment has RAWSTREAM_STALL_TIMOUT, which is no setting; did you mean RAWSTREAM_STALL_TIMEOUT?",
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Not there, or not TOML: one line says which."""
+    missing = str(tmp_path / "none.toml")
+    assert failure({}, {}, missing) == f"cannot read {missing}: No such file or directory"
+    assert "is not TOML" in failure({}, {}, written(tmp_path, "port: 3\n"))
+
+
+def test_a_secret_is_never_said() -> None:
+    """Not in an error, not in the settings' own text."""
+    said = failure({"upstream_api_key": "sk-hidden\0"}, {})
+    assert said == "upstream_api_key: the value (from --upstream-api-key) contains NUL"
+    settings = config.load({"upstream_api_key": "sk-hidden"}, {}).settings
+    assert settings.upstream_api_key == "sk-hidden"
+    assert "sk-hidden" not in repr(settings)
+
+
+# --- the page that explains them ----------------------------------------------------------------------------
+
+
+def test_the_help_page_names_every_setting_with_its_default_and_group() -> None:
+    """Made of the same table, so nothing can be missing from it."""
+    result = CliRunner().invoke(rawstream_command, ["serve", "--help"])
+    assert result.exit_code == 0
+    page = result.output
+    assert page.index("Examples:") < page.index("--host")
+    for name, field in FIELDS.items():
+        assert f"\n  {config.flag(name)} " in page
+        assert f"\n{field.metadata['group']}:\n" in page
+        default = default_text(field)
+        assert default is None or f"[default: {default}]" in re.sub(r"\s+", " ", page)
+    assert max(map(len, page.splitlines())) <= 80
+
+
+def test_only_what_exists_is_listed() -> None:
+    """The commands that are there, and no others."""
+    result = CliRunner().invoke(rawstream_command, ["--help"])
+    listed = re.findall(r"^  ([a-z]+) ", result.output.partition("Commands:")[2], re.MULTILINE)
+    assert listed == ["chat", "serve"]
+
+
+# --- what a stalled client costs ----------------------------------------------------------------------------
+
+
+def test_raising_a_bound_says_what_it_costs() -> None:
+    """By default nothing is said; a bound that was raised is told with what will be held because of it."""
+    default = Settings()
+    lowat = (default.notsent_lowat, "notsent_lowat=4KiB")
+    assert held_warning(default, lowat) is None
+    said = held_warning(dataclasses.replace(default, write_high=1 << 20), lowat)
+    assert said == (
+        "up to 1.0 MiB in the transport (write_high=1MiB) + 4.0 KiB in the kernel (notsent_lowat=4KiB) "
+        "will be held for each stalled client"
+    )
+
+
+def test_a_system_without_a_low_water_mark_says_so() -> None:
+    """Where the kernel's part has no bound, nothing pretends that it has."""
+    said = held_warning(Settings(), (None, "this system has no TCP_NOTSENT_LOWAT; sndbuf bounds it"))
+    assert said is not None
+    assert "megabytes in the kernel (this system has no TCP_NOTSENT_LOWAT; sndbuf bounds it)" in said
+
+
+def test_the_kernel_s_part_follows_the_settings() -> None:
+    """A low-water mark bounds it, else the send buffer, which the kernel doubles; a Unix socket has only that."""
+    assert kernel_takes(Settings(notsent_lowat=8192))[0] == 8192
+    assert kernel_takes(Settings(notsent_lowat=0)) == (None, "notsent_lowat=0; sndbuf bounds it")
+    assert kernel_takes(Settings(notsent_lowat=0, sndbuf=10_000))[0] == 20_000
+    assert kernel_takes(Settings(uds="/a", sndbuf=10_000))[0] == 20_000
+    unix = kernel_takes(Settings(uds="/a"))[0]
+    assert unix is not None
+    assert unix > 65536
