@@ -40,6 +40,7 @@ class Program:
             bufsize=0,
             cwd=Path(__file__).resolve().parent.parent,  # where ``-m bench.pygen`` is found
         )
+        self.pid = self._process.pid
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, name=f"read {self.name}", daemon=True).start()
 

@@ -24,7 +24,10 @@ from typing import Any, Self
 from bench import netns
 from bench.host import pinned
 from bench.peers import Peer, PeerContext, make_context
-from bench.sample import KernelQueues, Queues, Sampler, cpu_seconds, resident_bytes
+from bench.sample import KernelQueues, Queues, Sampler, cpu_seconds, process_tree, resident_bytes, write_calls
+
+Event = tuple[str, str, int, int]
+"""What a source recorded: open or close, id, monotonic ns, tokens pulled."""
 
 
 class ServerFailed(RuntimeError):
@@ -38,10 +41,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def chat_request(path: str, mock: Mapping[str, Any], *, numbered: bool = False, host: str = "bench") -> str:
-    """The bytes of a ``POST`` for this mock stream; ``numbered`` gives each connection its own id (``#000017``)."""
-    body = json.dumps({"prompt": "bench #@@@@@@" if numbered else "bench", "mock": dict(mock)})
-    return _post(path, body, host)
+def chat_request(
+    path: str, mock: Mapping[str, Any], *, numbered: bool = False, joined: bool = False, host: str = "bench"
+) -> str:
+    """The bytes of a ``POST`` for this mock stream.
+
+    ``numbered`` gives each connection its own id (``#000017``); ``joined`` asks the handler for one write per batch.
+    """
+    body: dict[str, Any] = {"prompt": "bench #@@@@@@" if numbered else "bench", "mock": dict(mock)}
+    if joined:
+        body["joined"] = True
+    return _post(path, json.dumps(body), host)
 
 
 def completion_request(path: str, host: str = "bench") -> str:
@@ -153,6 +163,18 @@ class Server:
         """Bytes of resident memory of the tree."""
         return resident_bytes(self.pid)
 
+    def writes(self) -> int:
+        """write() calls of the tree so far."""
+        return write_calls(self.pid)
+
+    def packets(self) -> int:
+        """Packets with data that its open connections have sent."""
+        return self.queues.packets_of_port(self.port)
+
+    def tree(self) -> list[int]:
+        """Its processes."""
+        return process_tree(self.pid)
+
     def kernel(self) -> Queues:
         """The send queues of its connections."""
         return self.queues.of_port(self.port)
@@ -214,8 +236,8 @@ class Server:
                             )
                         data += chunk
 
-    def events(self) -> list[tuple[str, str, int, int]]:
-        """What the sources recorded: (open or close, id, monotonic ns, tokens pulled)."""
+    def events(self) -> list[Event]:
+        """What the sources recorded so far."""
         if not self.events_file.exists():
             return []
         found = []

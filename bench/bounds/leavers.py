@@ -6,17 +6,16 @@ the machine then does not count. The same for whoever is compared.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.bounds.clients import chat, connect
 from bench.bounds.server import OWN_SOURCE, Rawstream
 from bench.bounds.table import Bench, Row, Verdict
+from bench.host import undisturbed
 from bench.peers import all_peers, make_context
 from bench.serving import Server
 from bench.trend import quantile
@@ -28,22 +27,6 @@ _SPREAD = 1.5
 _PEER = "uvicorn-starlette-h11"
 
 Events = list[tuple[str, str, int, int]]
-
-
-@contextmanager
-def _undisturbed(*pids: int) -> Iterator[bool]:
-    """Real-time priority for these processes (0: this one), while the block runs; False where it is not allowed."""
-    try:
-        for pid in pids:
-            os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(1))
-    except PermissionError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        for pid in pids:
-            os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _leave(
@@ -93,15 +76,15 @@ def vanish(bench: Bench) -> Verdict:
 
     with Rawstream(bench.cores.server, "--source", OWN_SOURCE) as server:
         _leave_one(server.port, ours("warm-up"))
-        with _undisturbed(0, server.pid) as undisturbed:
+        with undisturbed(0, server.pid) as allowed:
             found = _leave(server.port, ours, server.events, 2 * _SILENCE)
-        found["real_time_priority"] = undisturbed
+        found["real_time_priority"] = allowed
     comparison, other = f"{_PEER} is not installed", None
     peer = all_peers()[_PEER]
     if not peer.missing(make_context(0, Path("."), upstream_url=None)):
         with Server(peer, bench.cores.server) as running:
             _leave_one(running.port, theirs("warm-up"))
-            with _undisturbed(0, running.pid):
+            with undisturbed(0, running.pid):
                 other = _leave(running.port, theirs, running.events, _SILENCE if bench.quick else 2 * _SILENCE)
         comparison = f"{_PEER}: {_text(other)}"
     passed = found["missed"] == 0 and found["p99_ms"] <= 1.5

@@ -26,6 +26,7 @@ HEAD: Final = (
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _PROMPT: Final = re.compile(rb'"prompt": *"([^"]*)"')
+_JOINED: Final = re.compile(rb'"joined": *true')
 _NUMBER: Final = re.compile(
     rb'"(tokens|tokens_per_second|batch|suspend|first_token_seconds)": *([0-9.]+|null|true|false)'
 )
@@ -43,6 +44,11 @@ def numbers(body: bytes) -> tuple[str, dict[str, Any]]:
     if mock.get("tokens") is not None:
         mock["tokens"] = int(mock["tokens"])
     return prompt[1].decode() if prompt else "", mock
+
+
+def is_joined(body: bytes) -> bool:
+    """Whether the tokens of a pull are to be one write."""
+    return _JOINED.search(body) is not None
 
 
 def stats_answer() -> bytes:

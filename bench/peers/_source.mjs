@@ -71,10 +71,13 @@ export async function* tokens({ prompt = '', mock }, signal) {
   }
 }
 
-// The SSE text of one pull: JSON made per token, several tokens joined.
-export function frame(item) {
-  if (typeof item === 'string') return `data: ${JSON.stringify({ token: item })}\n\n`
-  return item.map((token) => `data: ${JSON.stringify({ token })}\n\n`).join('')
+const frame = (token) => `data: ${JSON.stringify({ token })}\n\n`
+
+// The SSE texts of one pull, each to be written by itself: one per token, or one in all where the request says `joined`.
+export function frames(item, { joined = false }) {
+  if (typeof item === 'string') return [frame(item)]
+  const texts = item.map(frame)
+  return joined ? [texts.join('')] : texts
 }
 
 export const DONE = 'data: [DONE]\n\n'

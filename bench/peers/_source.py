@@ -53,10 +53,10 @@ def _event(line: str) -> None:
         os.write(_events, line.encode())
 
 
-def parse(body: bytes) -> tuple[str, dict[str, Any]]:
-    """Prompt and ``mock`` of a request body."""
+def parse(body: bytes) -> tuple[str, dict[str, Any], bool]:
+    """Prompt, ``mock`` and ``joined`` of a request body."""
     decoded = json.loads(body)
-    return str(decoded.get("prompt", "")), decoded.get("mock") or {}
+    return str(decoded.get("prompt", "")), decoded.get("mock") or {}, bool(decoded.get("joined"))
 
 
 def tokens(prompt: str, mock: dict[str, Any]) -> AsyncGenerator[str | list[str], None]:
@@ -115,10 +115,14 @@ DONE: Final = "data: [DONE]\n\n"
 
 
 async def events(body: bytes) -> AsyncGenerator[str, None]:
-    """The generator that every tutorial has: a token, a ``data:`` line."""
-    prompt, mock = parse(body)
+    """The generator that every tutorial has: a token, a ``data:`` line; with ``joined`` one text for all of a pull."""
+    prompt, mock, joined = parse(body)
     async for item in tokens(prompt, mock):
-        yield frame(item)
+        if joined or isinstance(item, str):
+            yield frame(item)
+        else:
+            for token in item:
+                yield frame(token)
     yield DONE
 
 

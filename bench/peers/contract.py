@@ -14,12 +14,14 @@ Rule 3: start it with ``Popen(peer.command(ctx), env={**os.environ, **ctx.env}, 
 
 What every *server* and *floor* answers
     ``POST chat`` ``{"prompt": "...", "mock": {"tokens": N|null, "tokens_per_second": R|null, "batch": B,
-    "suspend": bool, "first_token_seconds": S}}`` (``content-type: application/json``) with SSE:
+    "suspend": bool, "first_token_seconds": S}, "joined": bool}`` (``content-type: application/json``) with SSE:
     ``data: {"token": "..."}\\n\\n`` per token, then ``data: [DONE]\\n\\n``. ``tokens: null`` is endless,
     ``tokens_per_second: null`` is as fast as it is pulled. Defaults: 200 tokens, 50/s, batch 1 (at most
-    1009). Readers must accept any spacing inside the JSON, and comment lines (sse-starlette sends ``:
-    ping`` every 15 s). ``GET stats`` -> ``{"pulled": tokens, "opened": sources, "closed": sources}`` since
-    the start.
+    1009). A source yields the tokens of a batch together; a handler writes them one by one, an event each, as its
+    documentation has it, or with ``joined`` in one write, which its author has to think of himself. (rawstream joins
+    by itself, and does not know the word.) Readers must accept any spacing inside the JSON, and comment lines
+    (sse-starlette sends ``: ping`` every 15 s). ``GET stats`` -> ``{"pulled": tokens, "opened": sources,
+    "closed": sources}`` since the start.
 
 What the mock yields
     Token i (from 0) of every stream of every peer, whatever the prompt, is ``TOKENS[i % len(TOKENS)]`` of

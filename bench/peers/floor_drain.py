@@ -22,7 +22,8 @@ PEERS = (
         missing=never_missing,
         notes=(
             "asyncio.start_server on uvloop; the loop of the asyncio documentation: write(), await drain(). "
-            "Default write marks, pre-framed bytes, no request parsing. It does not watch for a client that "
+            "Default write marks, pre-framed bytes, no request parsing; the tokens of a batch are always one "
+            "write. It does not watch for a client that "
             "leaves: it notices at the next write."
         ),
     ),

@@ -22,8 +22,8 @@ PEERS = (
         version=python_version,
         missing=never_missing,
         notes=(
-            "A Protocol on uvloop, default write marks: transport.write() per pull, a future to wait on "
-            "while paused. Pre-framed bytes, no request parsing. A client that leaves cancels the stream's "
+            "A Protocol on uvloop, default write marks: transport.write() per event, a future to wait "
+            "on while paused. Pre-framed bytes, no request parsing. A client that leaves cancels the stream's "
             "task."
         ),
     ),
@@ -58,7 +58,7 @@ class Connection(asyncio.Protocol):
             self._next()
 
     def _next(self) -> None:
-        from bench.peers._floor import content_length, numbers, stats_answer
+        from bench.peers._floor import content_length, is_joined, numbers, stats_answer
 
         end = self._received.find(b"\r\n\r\n") + 4
         if end < 4:
@@ -71,18 +71,19 @@ class Connection(asyncio.Protocol):
         if head.startswith(b"GET /stats"):
             self._transport.write(stats_answer())
         else:
-            self._task = asyncio.ensure_future(self._stream(*numbers(body)))
+            self._task = asyncio.ensure_future(self._stream(*numbers(body), is_joined(body)))
 
-    async def _stream(self, prompt: str, mock: dict[str, Any]) -> None:
+    async def _stream(self, prompt: str, mock: dict[str, Any], joined: bool) -> None:
         from bench.peers._floor import END, FRAMES, HEAD
         from bench.peers._source import source
 
         write = self._transport.write
         write(HEAD)
         async for item in source(prompt, mock, FRAMES):
-            write(item if isinstance(item, bytes) else b"".join(item))
-            if self._resumed is not None:
-                await self._resumed
+            for frame in (item,) if isinstance(item, bytes) else (b"".join(item),) if joined else item:
+                write(frame)
+                if self._resumed is not None:
+                    await self._resumed
         write(END)
         self._task = None
         self._next()

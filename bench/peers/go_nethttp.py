@@ -39,7 +39,7 @@ PEERS = (
         version=_version,
         missing=_missing,
         notes=(
-            "net/http, http.Flusher after each pull, r.Context() ends the source. GOMAXPROCS=1 (one "
+            "net/http, http.Flusher after each event, r.Context() ends the source. GOMAXPROCS=1 (one "
             "worker). Its writes block the stream's own goroutine: that is its backpressure."
         ),
     ),

@@ -24,8 +24,8 @@ PEERS = (
         missing=_missing,
         notes=(
             "sse-starlette's documentation: a generator of {'data': ...} dicts, default ping (a comment "
-            "each 15 s); sep='\\n' for the same bytes as the others. A list of tokens is given as bytes, "
-            "which it passes on. uvicorn --http httptools --loop uvloop."
+            "each 15 s); sep='\\n' for the same bytes as the others. A joined batch is given as bytes, which "
+            "it passes on. uvicorn --http httptools --loop uvloop."
         ),
     ),
 )
@@ -41,11 +41,13 @@ def create_app() -> Any:
     from bench.peers._source import frame, parse, stats, tokens
 
     async def publish(body: bytes) -> AsyncGenerator[dict[str, str] | bytes, None]:
-        async for item in tokens(*parse(body)):
-            if isinstance(item, str):
-                yield {"data": json.dumps({"token": item})}
-            else:
+        prompt, mock, joined = parse(body)
+        async for item in tokens(prompt, mock):
+            if joined and not isinstance(item, str):
                 yield frame(item).encode()
+            else:
+                for token in [item] if isinstance(item, str) else item:
+                    yield {"data": json.dumps({"token": token})}
         yield {"data": "[DONE]"}
 
     async def chat(request: Request) -> Response:

@@ -28,6 +28,11 @@ Scale = Literal["full", "short", "toy"]
 PATIENT = {"RAWSTREAM_STALL_TIMEOUT": "3600"}
 """Where stalled clients are the workload, rawstream must not cut them after its default 30 s."""
 
+PATIENT_TEXT = (
+    "rawstream runs with `RAWSTREAM_STALL_TIMEOUT=3600` here: what is measured is what it *holds*, not that it cuts a "
+    "client that reads nothing after 30 s, its default."
+)
+
 
 @dataclass(frozen=True)
 class Column:
@@ -172,6 +177,10 @@ class Window:
     server_cpu: float
     generator_cpu: float
     """Share of one core, 0 to 1."""
+    writes: int
+    """write() calls of the server."""
+    packets: int
+    """Packets with data that the server's kernel sent on the connections that are open."""
 
     @property
     def us_per_token(self) -> float:
@@ -180,15 +189,19 @@ class Window:
 
 def window(server: Server, generator: Generator, seconds: float, found: Measurement) -> Window:
     """Measure CPU and tokens for so many seconds from now; marks generator-bound and saturated runs."""
+    packets_before, writes_before = server.packets(), server.writes()
     before, cpu_before = generator.snap(), server.cpu()
     time.sleep(seconds)
     after, cpu_after = generator.snap(), server.cpu()
+    writes, packets = server.writes() - writes_before, server.packets() - packets_before
     wall = after["seconds"] - before["seconds"]
     made = Window(
         tokens=tokens_of(after) - tokens_of(before),
         seconds=wall,
         server_cpu=cpu_after - cpu_before,
         generator_cpu=(after["cpu_seconds"] - before["cpu_seconds"]) / wall,
+        writes=writes,
+        packets=packets,
     )
     found.values["generator_cpu"] = round(made.generator_cpu, 3)
     found.values["server_cpu"] = round(made.server_cpu / wall, 3)

@@ -13,6 +13,7 @@ from bench.results import Measurement
 from bench.sample import KernelQueues
 from bench.scenarios.base import (
     PATIENT,
+    PATIENT_TEXT,
     Bench,
     Column,
     Goal,
@@ -46,7 +47,7 @@ class Gateway(Scenario):
         "through the gateway and directly to the upstream; the figure is the difference of the two. “Stalled”: "
         f"{STALLED['full']} clients that read nothing (SO_RCVBUF 4096) of an endless, unpaced answer; “rid of” is "
         "what the upstream got rid of per client (taken by its kernel, minus what still waits there), “beyond the "
-        "client” is that minus what lies unread in the client's own kernel."
+        "client” is that minus what lies unread in the client's own kernel. " + PATIENT_TEXT
     )
     part_titles = MappingProxyType(
         {

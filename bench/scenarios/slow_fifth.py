@@ -10,7 +10,18 @@ from typing import Any, Final
 from bench.peers import Peer
 from bench.programs import Generator
 from bench.results import Measurement
-from bench.scenarios.base import PATIENT, Bench, Column, Goal, Scale, Scenario, check_answers, mark_bottleneck, ms
+from bench.scenarios.base import (
+    PATIENT,
+    PATIENT_TEXT,
+    Bench,
+    Column,
+    Goal,
+    Scale,
+    Scenario,
+    check_answers,
+    mark_bottleneck,
+    ms,
+)
 from bench.scenarios.stalled import report_memory
 from bench.serving import Server, chat_request
 from bench.trend import plateau, slope
@@ -37,12 +48,13 @@ class SlowFifth(Scenario):
     name = "slow_fifth"
     title = "Slow fifth: 50 clients, 20 % of them slow"
     about = (
-        "**Memory**: 40 clients read an endless, unpaced stream (batches of 16 tokens, so that buffers of megabytes "
-        "fill within the run) as fast as they can, 10 sleep 100 ms between reads of 4 KiB (SO_RCVBUF 4096), for five "
+        "**Memory**: 40 clients read an endless, unpaced stream (batches of 16 tokens, joined by every handler, "
+        "so that buffers of megabytes fill within the run) as fast as they can, "
+        "10 sleep 100 ms between reads of 4 KiB (SO_RCVBUF 4096), for five "
         "minutes (60 s in the short form). **Isolation**: the 40 read a paced stream (50 tokens/s); their gaps "
         "between tokens and their first tokens are taken alone, beside 10 such slow readers of unpaced streams, and "
         "beside 10 readers of unpaced streams that read nothing. **Law**: how fast memory (process + kernel) grows "
-        "with the token rate, the number of slow users, and their slowness, each varied alone."
+        "with the token rate, the number of slow users, and their slowness, each varied alone. " + PATIENT_TEXT
     )
     part_titles = MappingProxyType(
         {
@@ -107,7 +119,7 @@ class SlowFifth(Scenario):
                 self._isolation(bench, server, generator, part, found)
 
     def _memory(self, bench: Bench, server: Server, generator: Generator, found: Measurement) -> None:
-        seconds, request = SECONDS[bench.scale], chat_request(server.peer.paths["chat"], UNPACED)
+        seconds, request = SECONDS[bench.scale], chat_request(server.peer.paths["chat"], UNPACED, joined=True)
         base = server.resident()
         sampler = server.sampler(every=max(0.1, seconds / 120), guard=bench.guard)
         generator.group("fast", count=FAST[bench.scale], mode="fast", port=server.port, request=request)
@@ -140,7 +152,7 @@ class SlowFifth(Scenario):
         fast = chat_request(path, {"tokens": None, "tokens_per_second": FAST_RATE, "batch": 1})
         if part != "calm":
             manner = SLOW_READER if part == "slow" else {"mode": "stalled", "rcvbuf": 4096}
-            unpaced = chat_request(path, UNPACED)
+            unpaced = chat_request(path, UNPACED, joined=True)
             generator.group("slow", count=SLOW[bench.scale], port=server.port, request=unpaced, **manner)
         generator.group(
             "fast",
@@ -197,7 +209,7 @@ class SlowFifth(Scenario):
                 count=users,
                 mode="paced",
                 port=server.port,
-                request=chat_request(peer.paths["chat"], mock),
+                request=chat_request(peer.paths["chat"], mock, joined=True),
                 read_bytes=256,
                 every_ms=sleep_ms,
                 rcvbuf=4096,

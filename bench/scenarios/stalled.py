@@ -9,7 +9,7 @@ from typing import Final
 
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import PATIENT, Bench, Column, Goal, Scale, Scenario
+from bench.scenarios.base import PATIENT, PATIENT_TEXT, Bench, Column, Goal, Scale, Scenario
 from bench.serving import chat_request
 from bench.trend import plateau, trend
 
@@ -26,13 +26,13 @@ class Stalled(Scenario):
     title = "Stalled: clients that read nothing"
     about = (
         "Each client sends its request and never reads; its SO_RCVBUF is 4096, set before connect. The source is "
-        f"endless and unpaced: it yields batches of {BATCH} tokens, so that even megabytes of buffer fill within the "
-        f"run, or single tokens, and suspends after each. A run lasts {LEAST['full']:g} s, and up to {MOST['full']:g} "
+        f"endless and unpaced: it yields batches of {BATCH} tokens, which every handler joins into one write, so "
+        "that even megabytes of buffer fill within the run, or single tokens, "
+        f"and suspends after each. A run lasts {LEAST['full']:g} s, and up to {MOST['full']:g} "
         f"s while memory still rises ({LEAST['short']:g} to {MOST['short']:g} s in the short form). Process memory is "
         "the growth over the server's level after warm-up, per client; “kernel” is what waits in the send queues of "
         "the server's own kernel, per client; “ahead” are the tokens that were taken from the source, per client, "
-        "though nobody read one. rawstream's stall timeout is set to an hour here: what is measured is what it "
-        "*holds*, not that it cuts such clients after 30 s by default."
+        "though nobody read one. " + PATIENT_TEXT
     )
     columns = (
         Column("process_kib", "process per client", "KiB", "less", 1, ratio=True),
@@ -82,7 +82,7 @@ class Stalled(Scenario):
         batch = 1 if part.endswith("single tokens") else BATCH
         mock = {"tokens": None, "tokens_per_second": None, "batch": batch, "suspend": True}
         with bench.server(peer, env=PATIENT) as server, bench.generator() as generator:
-            request = chat_request(peer.paths["chat"], mock)
+            request = chat_request(peer.paths["chat"], mock, joined=True)
             pulled_before, base = server.pulled() or 0, server.resident()
             sampler = server.sampler(every=least / 40, guard=bench.guard)
             generator.group(

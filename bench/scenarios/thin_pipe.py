@@ -11,7 +11,7 @@ from typing import Final
 from bench import netns
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import PATIENT, Bench, Column, Scale, Scenario, check_answers
+from bench.scenarios.base import PATIENT, PATIENT_TEXT, Bench, Column, Scale, Scenario, check_answers
 from bench.serving import chat_request
 from bench.trend import second_half
 
@@ -26,7 +26,7 @@ class ThinPipeScenario(Scenario):
         "Server and client live in two network namespaces, joined by a veth pair whose server side is shaped by tbf "
         "to 400 kbit/s (burst 3,200 bytes, 400 ms). One client reads all it gets, with default buffers; the source "
         "is endless and unpaced and suspends once per token. “Ahead” are tokens taken from the source minus tokens "
-        "received by the client; in seconds, at the rate at which the client receives."
+        "received by the client; in seconds, at the rate at which the client receives. " + PATIENT_TEXT
     )
     part_titles = MappingProxyType({"one reader": "one reader"})
     columns = (

@@ -16,6 +16,7 @@ SECONDS: Final = {"full": 5.0, "short": 2.0, "toy": 0.4}
 BATCH: Final = 64
 MOCKS: Final[dict[str, dict[str, Any]]] = {
     "batch": {"tokens": None, "tokens_per_second": None, "batch": BATCH},
+    "joined": {"tokens": None, "tokens_per_second": None, "batch": BATCH},
     "single": {"tokens": None, "tokens_per_second": None, "batch": 1, "suspend": False},
     "suspend": {"tokens": None, "tokens_per_second": None, "batch": 1, "suspend": True},
 }
@@ -28,11 +29,24 @@ class Throughput(Scenario):
     about = (
         f"{CLIENTS} clients read endless streams as fast as they can. Figures are tokens per second of the *server's* "
         "CPU time, so that they do not depend on how fast the reader is. “Last first token” is fairness: when the "
-        f"last of the {CLIENTS} streams, all opened at once, got its first token."
+        f"last of the {CLIENTS} streams, all opened at once, got its first token. **Batches, event by event**: the "
+        "source yields lists of ready tokens, and every peer's handler yields or writes one event after the other, as "
+        "the documentation of each shows it; rawstream's handler is given the lists and rawstream joins by itself "
+        "what is ready (the drain() floor joins too). The goals are judged on this form. **Batches, joined by hand**: "
+        "the peers' handlers make one text of a list, one write, which none of their documentations does, but "
+        "whoever knows can; it shows what is left when the number of writes is the same. **Tokens per write()** are "
+        "tokens over the server's write system calls (syscw of /proc/<pid>/io; send() is not counted there, and a "
+        "server that uses it has a dash), **tokens per packet** those over the packets with data that its kernel "
+        "sent (tcpi_data_segs_out; on loopback up to 64 KiB each). Above 1, tokens went out together, whoever joined "
+        "them: to a source that never suspends the bare Protocol's write() is a copy into uvloop's buffer, which is "
+        "written when 64 KiB are full or the kernel, megabytes ahead of a reader that is slower, has room again. Its "
+        "figure for single tokens is therefore not that of a write per token; it is paid for in what runs ahead of "
+        "each reader, and the goal is judged against it all the same."
     )
     part_titles = MappingProxyType(
         {
-            "batch": f"a source that yields batches of {BATCH} ready tokens",
+            "batch": f"a source that yields batches of {BATCH} ready tokens, handled event by event",
+            "joined": f"the same batches of {BATCH}, joined by hand into one write",
             "single": "a source that yields single tokens and never suspends",
             "suspend": "a source that suspends once per token",
         }
@@ -41,6 +55,8 @@ class Throughput(Scenario):
         Column("tokens_per_cpu_second", "tokens per CPU-second", "", "more", 0, ratio=True),
         Column("us_per_token", "CPU per token", "µs", "less", 2),
         Column("tokens_per_second", "tokens/s", "", "more", 0),
+        Column("tokens_per_write", "tokens per write()", "", None, 1),
+        Column("tokens_per_packet", "tokens per packet", "", None, 1),
         Column("last_first_ms", "last first token", "ms", "less", 1),
         Column("generator_cpu", "generator's core", "share", None, 2),
     )
@@ -105,7 +121,7 @@ class Throughput(Scenario):
 
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
         with bench.server(peer) as server, bench.generator() as generator:
-            request = chat_request(peer.paths["chat"], MOCKS[part])
+            request = chat_request(peer.paths["chat"], MOCKS[part], joined=part == "joined")
             generator.group("clients", count=CLIENTS, mode="fast", port=server.port, request=request)
             generator.run()
             begun = generator.streaming(FAIR_WITHIN[bench.scale])
@@ -126,5 +142,9 @@ class Throughput(Scenario):
             "tokens_per_second": seen.tokens / seen.seconds,
             "last_first_ms": ms(result["groups"]["clients"]["last_first_token_us"]),
         }
+        if seen.writes * 1000 > seen.tokens:  # fewer: it uses send(), which the kernel does not count
+            found.values["tokens_per_write"] = seen.tokens / seen.writes
+        if seen.packets > 0:
+            found.values["tokens_per_packet"] = seen.tokens / seen.packets
         if begun is None:
             found.values["last_first_ms"] = FAIR_WITHIN[bench.scale] * 1000

@@ -22,6 +22,7 @@ func chat(w http.ResponseWriter, r *http.Request) {
 	request := struct {
 		Prompt string          `json:"prompt"`
 		Mock   json.RawMessage `json:"mock"`
+		Joined bool            `json:"joined"`
 	}{}
 	if err := json.NewDecoder(r.Body).Decode(&request); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -48,15 +49,18 @@ func chat(w http.ResponseWriter, r *http.Request) {
 	defer from.close()
 	var frame bytes.Buffer
 	for ready := from.next(ctx); ready != nil; ready = from.next(ctx) {
-		frame.Reset()
-		for _, text := range ready {
+		for i, text := range ready {
 			data, _ := json.Marshal(token{text})
 			fmt.Fprintf(&frame, "data: %s\n\n", data)
+			if request.Joined && i < len(ready)-1 {
+				continue // the tokens of a pull in one write
+			}
+			if _, err := w.Write(frame.Bytes()); err != nil {
+				return
+			}
+			flusher.Flush()
+			frame.Reset()
 		}
-		if _, err := w.Write(frame.Bytes()); err != nil {
-			return
-		}
-		flusher.Flush()
 		if ctx.Err() != nil {
 			return
 		}

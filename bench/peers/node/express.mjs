@@ -1,7 +1,7 @@
 // Express as the tutorials have it (`plain`: res.write() and nothing else), and with the wait for 'drain' (`drain`).
 
 import { createRequire } from 'node:module'
-import { DONE, frame, stats, tokens } from '../_source.mjs'
+import { DONE, frames, stats, tokens } from '../_source.mjs'
 
 const [host, port, discipline] = process.argv.slice(2)
 // Modules of the private environment are found by NODE_PATH, which only require() reads.
@@ -23,17 +23,19 @@ app.post('/chat', async (req, res) => {
 
   for await (const item of tokens(req.body)) {
     if (closed) break
-    const more = res.write(frame(item))
-    if (discipline === 'drain' && !more && !closed) {
-      await new Promise((resolve) => {
-        const go = () => {
-          res.off('drain', go)
-          res.off('close', go)
-          resolve()
-        }
-        res.on('drain', go)
-        res.on('close', go)
-      })
+    for (const text of frames(item, req.body)) {
+      const more = res.write(text)
+      if (discipline === 'drain' && !more && !closed) {
+        await new Promise((resolve) => {
+          const go = () => {
+            res.off('drain', go)
+            res.off('close', go)
+            resolve()
+          }
+          res.on('drain', go)
+          res.on('close', go)
+        })
+      }
     }
   }
   if (closed) return

@@ -3,7 +3,7 @@
 import { once } from 'node:events'
 import { createServer } from 'node:http'
 import { json } from 'node:stream/consumers'
-import { DONE, frame, stats, tokens } from '../_source.mjs'
+import { DONE, frames, stats, tokens } from '../_source.mjs'
 
 const [host, port] = process.argv.slice(2)
 
@@ -15,7 +15,9 @@ async function chat(req, res) {
     const body = await json(req)
     res.writeHead(200, { 'Content-Type': 'text/event-stream', 'Cache-Control': 'no-cache' })
     for await (const item of tokens(body, signal)) {
-      if (!res.write(frame(item))) await once(res, 'drain', { signal })
+      for (const text of frames(item, body)) {
+        if (!res.write(text)) await once(res, 'drain', { signal })
+      }
     }
     res.end(DONE)
   } catch (error) {
