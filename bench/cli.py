@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench import build, netns, report
+from bench.budget import fit
 from bench.peers import Peer, all_peers
 from bench.plots import NoMatplotlib, draw
 from bench.results import Measurement, Results
@@ -89,6 +90,13 @@ def choose_scenarios(names: Sequence[str]) -> list[Scenario]:
     "--repeats", type=click.IntRange(1, 50), help="Rounds per measurement (default: the scenario's own, 1 to 3)."
 )
 @click.option(
+    "--budget",
+    type=click.FloatRange(min=1),
+    metavar="MINUTES",
+    help="Shorten durations (to a half at most), then leave peers out of long scenarios, until it takes about so long. "
+    "The report says what that did.",
+)
+@click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the results. Default: bench/results/<date>. An existing one is added to.",
@@ -100,8 +108,8 @@ def choose_scenarios(names: Sequence[str]) -> list[Scenario]:
 )
 @click.option("--plots/--no-plots", default=True, help="Draw plots at the end.")
 def run(
-    scenario: tuple[str, ...], peer_names: str | None, short: bool, toy: bool, repeats: int | None, out: Path | None,
-    python_generator: bool, plots: bool,
+    scenario: tuple[str, ...], peer_names: str | None, short: bool, toy: bool, repeats: int | None,
+    budget: float | None, out: Path | None, python_generator: bool, plots: bool,
 ) -> None:  # fmt: skip
     """Measure one or more scenarios, or all of them."""
     console = Console()
@@ -130,12 +138,21 @@ def run(
         raise click.ClickException(
             "nothing to measure: none of these peers takes part in these scenarios, or all are missing"
         )
-    estimate = sum(step.scenario.estimate(scale) for step in steps)
+    fitted = fit(steps, scale, budget * 60 if budget else float("inf"))
+    if budget:
+        results.settings["budget_minutes"] = budget
+    if fitted.stretch != 1:
+        results.settings["durations"] = f"× {fitted.stretch:g}"
+    if fitted.left_out:
+        results.settings["left_out"] = fitted.left_out
+        for name, left in fitted.left_out.items():
+            console.print(f"[yellow]left out for time:[/yellow] {name}: {', '.join(left)}")
+    steps, estimate = fitted.steps, fitted.seconds
     if results.environment["load_before"] > 0.5:
         load = results.environment["load_before"]
         console.print(f"[yellow]this machine is busy[/yellow] (load {load:.1f}): latencies will be worse for everybody")
     console.print(f"{len(steps)} measurements, about {max(1, round(estimate / 60))} minutes; results in {folder}")
-    _run(console, steps, results, folder, scale, python_generator)
+    _run(console, steps, results, folder, scale, python_generator, fitted.stretch)
     _finish(console, results, folder, plots=plots)
 
 
@@ -161,8 +178,9 @@ def _say_what_cannot_be(console: Console, scenarios: Sequence[Scenario]) -> None
 
 
 def _run(
-    console: Console, steps: Sequence[Step], results: Results, folder: Path, scale: Scale, python_generator: bool
-) -> None:
+    console: Console, steps: Sequence[Step], results: Results, folder: Path, scale: Scale, python_generator: bool,
+    stretch: float,
+) -> None:  # fmt: skip
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=False) as progress:
         task = progress.add_task("starting", total=len(steps))
@@ -193,6 +211,7 @@ def _run(
                 after=after,
                 tick=lambda text: progress.update(task, description=text),
                 python_generator=python_generator,
+                stretch=stretch,
             )
         except KeyboardInterrupt:
             console.print("\ninterrupted: the report covers what there is")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from bench.results import Results
 from bench.scenarios import Scenario, all_scenarios
@@ -230,7 +231,7 @@ def markdown(results: Results, plots: Sequence[str] = ()) -> str:
         f"* {'; '.join(f'{k} = {v}' for k, v in env.get('sysctl', {}).items())}",
         f"* load average before the run: {env.get('load_before', 0):.2f} (a busy machine gives worse figures to "
         "everybody)",
-        f"* settings: {', '.join(f'{k} = {v}' for k, v in settings.items())}",
+        f"* settings: {', '.join(f'{k} = {v}' for k, v in settings.items() if k != 'left_out')}",
         "", "### The peers", "",
     ]  # fmt: skip
     lines += markdown_table(
@@ -269,6 +270,7 @@ def conditions(results: Results) -> list[str]:
         "* All servers of Python share one source (`bench/peers/_source.py`); Node's and Go's are the same, line by "
         "line.",
         f"* {RULE}",
+        *[f"* Left out of {name} for time: {', '.join(left)}." for name, left in settings.get("left_out", {}).items()],
         *[
             f"* Not in this run: {name} ({about['missing']})."
             for name, about in results.peers.items()
@@ -283,55 +285,65 @@ def present(results: Results) -> list[Scenario]:
     return [scenario for name, scenario in all_scenarios().items() if name in measured]
 
 
-README_COLUMNS = {
-    ("throughput", "batch"): "tokens_per_cpu_second",
-    ("throughput", "single"): "tokens_per_cpu_second",
-    ("throughput", "suspend"): "us_per_token",
-    ("paced", "steady"): "us_per_token",
-    ("stalled", "500 clients"): "total_mib",
-    ("idle", "streams"): "process_kib",
-    ("leavers", "silent"): "p99_ms",
-    ("short", "requests"): "requests_per_second",
-    ("thin_pipe", "one reader"): "ahead_seconds",
-}
+README_MORE: Final = (("slow_fifth", "memory", "grown_mib"), ("thin_pipe", "one reader", "ahead_seconds"))
+"""What stands in the README's table although it has no goal."""
+
+TYPICAL: Final = ("uvicorn-starlette-h11", "httpx-gateway")
+"""What most people have: uvicorn + Starlette, as server and (with httpx) as gateway."""
 
 
 def readme(results: Results) -> str:
-    """A table for the README: one row per peer, one column per question."""
-    heads, keys = ["peer"], []
-    for scenario in present(results):
-        for column in scenario.columns:
-            for part in results.parts(scenario.name):
-                if README_COLUMNS.get((scenario.name, part)) == column.key:
-                    unit = f", {column.unit}" if column.unit else ""
-                    heads.append(f"{scenario.name} ({scenario.part_titles.get(part, part)}): {column.label}{unit}")
-                    keys.append((scenario.name, part, column))
+    """One compact table: a row per question, what was to be reached, and whether it was."""
     rows = []
-    for peer in results.peers:
-        cells = [results.spread(name, part, peer, column.key) for name, part, column in keys]
-        if any(cells):
-            rows.append(
-                [
-                    peer,
-                    *(
-                        number(c.median, column.digits) if c else "–"
-                        for c, (_, _, column) in zip(cells, keys, strict=True)
-                    ),
-                ]
-            )
-    verdicts = [verdict for scenario in present(results) for verdict in judge(results, scenario)]
-    lines = markdown_table(heads, rows)
+    for scenario in present(results):
+        judged: dict[tuple[str, str], list[Verdict]] = {}
+        for verdict in judge(results, scenario):
+            judged.setdefault((verdict.goal.part, verdict.goal.key), []).append(verdict)
+        for name, part, key in README_MORE:
+            if name == scenario.name and part in results.parts(name):
+                judged.setdefault((part, key), [])
+        order = {key: at for at, key in enumerate(results.parts(scenario.name))}
+        for (part, key), verdicts in sorted(judged.items(), key=lambda each: order[each[0][0]]):
+            column = next(column for column in scenario.columns if column.key == key)
+            rows.append(_readme_row(results, scenario, part, column, verdicts))
+    env, settings = results.environment, results.settings
+    lines = markdown_table(
+        ["scenario", "rawstream", "best peer", "uvicorn + Starlette", "goal", "verdict"],
+        rows,
+    )
     lines += [
         "",
-        *markdown_table(
-            ["goal", "measured", "bound", "verdict"],
-            [[f"{v.scenario}: {v.goal.label}", v.measured, v.bound, v.word] for v in verdicts],
-        ),
-    ]
-    env = results.environment
-    lines += [
-        "",
-        f"Measured on {env.get('cpu')}, {env.get('kernel')}, Python {env.get('python')}; medians, `python -m bench "
-        "run all`.",
+        f"Measured {settings.get('date', '?')[:10]} on {env.get('cpu')}, {env.get('kernel')}, Python "
+        f"{env.get('python')} (scale “{settings.get('scale')}”): medians, by `python -m bench run all`. As a gateway, "
+        "“uvicorn + Starlette” relays with httpx. Best of the servers people use; the bare floors, which the goals name, are none.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _readme_row(
+    results: Results, scenario: Scenario, part: str, column: Column, verdicts: Sequence[Verdict]
+) -> list[str]:
+    def shown(peer: str) -> str:
+        spread = results.spread(scenario.name, part, peer, column.key)
+        return number(spread.median, column.digits) if spread else "–"
+
+    peers = results.peers_of(scenario.name, part)
+    found: list[tuple[float, str]] = []
+    for peer in peers:
+        spread = results.spread(scenario.name, part, peer, column.key)
+        if spread and results.peers.get(peer, {}).get("kind") in ("server", "gateway"):
+            found.append((spread.median, peer))
+    best = (max if column.better == "more" else min)(found, default=None)
+    us = next((verdict.goal.peer for verdict in verdicts), ours(results, scenario.name, part)) or OURS[0]
+    typical = next((peer for peer in TYPICAL if peer in peers), "")
+    title = scenario.part_titles.get(part, part)
+    unit = f", {column.unit}" if column.unit else ""
+    words = [verdict.word for verdict in verdicts]
+    return [
+        f"{scenario.name} ({title}): {column.label}{unit}",
+        shown(us),
+        f"{shown(best[1])} ({best[1]})" if best else "–",
+        shown(typical),
+        "; ".join(verdict.bound for verdict in verdicts) or "–",
+        ", ".join(words if len(set(words)) > 1 else words[:1]) or "–",
+    ]

@@ -70,11 +70,17 @@ class Bench:
     scale: Scale = "full"
     guard: float = 3 * 1024**3
     """A server that holds more bytes than this (process and kernel) is ended: it has shown what it does."""
+    stretch: float = 1.0
+    """Where a run has a budget, durations are multiplied by this."""
     python_generator: bool = False
     foreign: float = 0.0
     """Share of the server's core that other programs used during the latest run: they disturb it."""
     tick: Callable[[str], None] = field(default=lambda text: None)
     """Tells the person who waits what is going on."""
+
+    def lasting(self, seconds: Mapping[str, float]) -> float:
+        """How long something lasts at this scale, and in this budget."""
+        return lasting(seconds, self.scale, self.stretch)
 
     @contextlib.contextmanager
     def server(
@@ -119,6 +125,11 @@ class Bench:
         return Upstream(self.cores.upstream, self.expected)
 
 
+def lasting(seconds: Mapping[str, float], scale: Scale, stretch: float) -> float:
+    """So many seconds, multiplied by ``stretch``; what is 3 s or less stays as it is."""
+    return max(min(seconds[scale], 3.0), seconds[scale] * stretch)
+
+
 class Scenario(abc.ABC):
     """One question, asked of every peer in the same way."""
 
@@ -152,9 +163,9 @@ class Scenario(abc.ABC):
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
         """Measure this peer once and put what was found into ``found``."""
 
-    def estimate(self, scale: Scale) -> float:
-        """Seconds that one measurement takes, roughly."""
-        return 10.0
+    @abc.abstractmethod
+    def estimate(self, scale: Scale, part: str, stretch: float) -> float:
+        """Seconds that one measurement of a part takes on a quiet machine, roughly, start and warm-up included."""
 
 
 def check_answers(found: Measurement, result: Mapping[str, Any], *, groups: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from bench.peers import Peer, autocannon
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Scale, Scenario
+from bench.scenarios.base import Bench, Column, Scale, Scenario, lasting
 from bench.trend import plateau
 
 SECONDS: Final = {"full": 10.0, "short": 5.0, "toy": 1.0}
@@ -44,8 +44,8 @@ class Control(Scenario):
     def wants(self, peer: Peer, part: str) -> bool:
         return super().wants(peer, part) or peer.name in ("rawstream-broken", "rawstream-drain")
 
-    def estimate(self, scale: Scale) -> float:
-        return SECONDS[scale] + 3
+    def estimate(self, scale: Scale, part: str, stretch: float) -> float:
+        return lasting(SECONDS, scale, stretch) + 2
 
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
         with bench.server(peer) as server:
@@ -63,7 +63,7 @@ class Control(Scenario):
             pinned = ("taskset", "-c", ",".join(str(core) for core in sorted(bench.cores.generator)))
             try:
                 seen = autocannon.run(
-                    server.context, url, body, connections=CONNECTIONS, seconds=SECONDS[bench.scale], prefix=pinned
+                    server.context, url, body, connections=CONNECTIONS, seconds=bench.lasting(SECONDS), prefix=pinned
                 )  # fmt: skip
             except (RuntimeError, subprocess.TimeoutExpired) as error:
                 found.failure = str(error)

@@ -20,6 +20,7 @@ from bench.scenarios.base import (
     Scale,
     Scenario,
     check_answers,
+    lasting,
     mark_bottleneck,
     ms,
     tokens_of,
@@ -106,8 +107,12 @@ class Gateway(Scenario):
     def wants(self, peer: Peer, part: str) -> bool:
         return "completions" in peer.paths
 
-    def estimate(self, scale: Scale) -> float:
-        return SECONDS[scale] + 6
+    def estimate(self, scale: Scale, part: str, stretch: float) -> float:
+        if part == "first":
+            return ALONE[scale] * 0.003 + 2
+        if part == "stalled":
+            return lasting(STALLED_SECONDS, scale, stretch) + 2
+        return lasting(SECONDS, scale, stretch) + (3.3 if part == "paced" else 2)
 
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
         with (
@@ -151,7 +156,7 @@ class Gateway(Scenario):
         time.sleep(0.3)
         generator.reset()
         before, cpu_before, up_before = generator.snap(), server.cpu(), upstream.stats()
-        time.sleep(SECONDS[bench.scale])
+        time.sleep(bench.lasting(SECONDS))
         after, cpu_after, up_after = generator.snap(), server.cpu(), upstream.stats()
         result = generator.stop()
         check_answers(found, result)
@@ -206,7 +211,7 @@ class Gateway(Scenario):
         self, bench: Bench, server: Server, upstream: Upstream, generator: Generator, request: str, found: Measurement
     ) -> None:
         upstream.answer(tokens=None, rate=None)
-        count, seconds = STALLED[bench.scale], STALLED_SECONDS[bench.scale]
+        count, seconds = STALLED[bench.scale], bench.lasting(STALLED_SECONDS)
         base, before = server.resident(), upstream.stats()
         sampler = server.sampler(every=seconds / 30, guard=bench.guard)
         generator.group(

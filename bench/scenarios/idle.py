@@ -38,8 +38,8 @@ class Idle(Scenario):
     def parts(self, scale: Scale) -> Sequence[str]:
         return ("streams",)
 
-    def estimate(self, scale: Scale) -> float:
-        return EVERY[scale] + 8
+    def estimate(self, scale: Scale, part: str, stretch: float) -> float:
+        return EVERY[scale] + STREAMS[scale] / 500 + 2
 
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
         streams, every = STREAMS[bench.scale], EVERY[bench.scale]

@@ -8,7 +8,7 @@ from typing import Final
 
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, ms, window
+from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, lasting, ms, window
 from bench.serving import chat_request
 from bench.trend import plateau
 
@@ -48,11 +48,11 @@ class Many(Scenario):
     def wants(self, peer: Peer, part: str) -> bool:
         return peer.name in ("rawstream", "floor-drain", "uvicorn-starlette-h11", "go-net-http", "go-nethttp")
 
-    def estimate(self, scale: Scale) -> float:
-        return RAMP[scale] + SECONDS[scale] + 8
+    def estimate(self, scale: Scale, part: str, stretch: float) -> float:
+        return RAMP[scale] + lasting(SECONDS, scale, stretch) + 3
 
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
-        streams, seconds = STREAMS[bench.scale], SECONDS[bench.scale]
+        streams, seconds = STREAMS[bench.scale], bench.lasting(SECONDS)
         room = {"RAWSTREAM_MAX_CONNECTIONS": "10100", "RAWSTREAM_MAX_STREAMS": "10100"}
         with bench.server(peer, env=room) as server, bench.generator() as generator:
             base = server.resident()

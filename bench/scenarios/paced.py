@@ -10,7 +10,19 @@ from typing import Final
 from bench.peers import Peer
 from bench.programs import ProgramFailed
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, ended, mark_bottleneck, ms, window
+from bench.scenarios.base import (
+    Bench,
+    Column,
+    Goal,
+    Scale,
+    Scenario,
+    check_answers,
+    ended,
+    lasting,
+    mark_bottleneck,
+    ms,
+    window,
+)
 from bench.serving import chat_request
 
 RATE: Final = 50
@@ -71,8 +83,10 @@ class Paced(Scenario):
     def parts(self, scale: Scale) -> Sequence[str]:
         return ("steady", "ramp")
 
-    def estimate(self, scale: Scale) -> float:
-        return SECONDS[scale] + RAMP[scale] + 12
+    def estimate(self, scale: Scale, part: str, stretch: float) -> float:
+        if part == "steady":
+            return lasting(SECONDS, scale, stretch) + RAMP[scale] + 2
+        return 5 * 500 / STEP[scale] * (SETTLE[scale] + LOOK[scale]) + 1.5  # most pass 20 ms at about 2,500
 
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
         if part == "steady":
@@ -82,7 +96,7 @@ class Paced(Scenario):
 
     def _steady(self, bench: Bench, peer: Peer, found: Measurement) -> None:
         scale = bench.scale
-        streams, seconds, ramp = STREAMS[scale], SECONDS[scale], RAMP[scale]
+        streams, seconds, ramp = STREAMS[scale], bench.lasting(SECONDS), RAMP[scale]
         tokens = int((seconds + ramp) * RATE)
         mock = {"tokens": tokens, "tokens_per_second": RATE, "batch": 1}
         with bench.server(peer) as server, bench.generator() as generator:

@@ -9,7 +9,7 @@ from typing import Final
 
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, mark_bottleneck, ms
+from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, lasting, mark_bottleneck, ms
 from bench.serving import chat_request
 
 CLIENTS: Final = 32
@@ -52,18 +52,18 @@ class Short(Scenario):
     def parts(self, scale: Scale) -> Sequence[str]:
         return ("requests",)
 
-    def estimate(self, scale: Scale) -> float:
-        return SECONDS[scale] + 3
+    def estimate(self, scale: Scale, part: str, stretch: float) -> float:
+        return 1.2 * lasting(SECONDS, scale, stretch) + 1.2
 
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
         with bench.server(peer) as server, bench.generator() as generator:
             request = chat_request(peer.paths["chat"], {"tokens": 1, "tokens_per_second": None, "batch": 1})
             generator.group("clients", count=CLIENTS, mode="short", port=server.port, request=request, tokens=1)
             generator.run()
-            time.sleep(SECONDS[bench.scale] * 0.2)
+            time.sleep(bench.lasting(SECONDS) * 0.2)
             generator.reset()
             before, cpu_before = generator.snap(), server.cpu()
-            time.sleep(SECONDS[bench.scale])
+            time.sleep(bench.lasting(SECONDS))
             cpu_after, after = server.cpu(), generator.snap()
             result = generator.stop()
         check_answers(found, result)

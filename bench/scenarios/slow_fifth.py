@@ -19,6 +19,7 @@ from bench.scenarios.base import (
     Scale,
     Scenario,
     check_answers,
+    lasting,
     mark_bottleneck,
     ms,
 )
@@ -105,8 +106,12 @@ class SlowFifth(Scenario):
             return peer.name in ("rawstream", "rawstream-broken")
         return super().wants(peer, part) or peer.name in ("rawstream-broken", "rawstream-drain")
 
-    def estimate(self, scale: Scale) -> float:
-        return SECONDS[scale] / 2 + 6
+    def estimate(self, scale: Scale, part: str, stretch: float) -> float:
+        if part == "memory":
+            return lasting(SECONDS, scale, stretch) + 1.5
+        if part == "law":
+            return sum(map(len, LAW.values())) * (lasting(LAW_SECONDS, scale, stretch) + 1.2)
+        return lasting(GAP_SECONDS, scale, stretch) + 3.5
 
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
         if part == "law":
@@ -119,7 +124,7 @@ class SlowFifth(Scenario):
                 self._isolation(bench, server, generator, part, found)
 
     def _memory(self, bench: Bench, server: Server, generator: Generator, found: Measurement) -> None:
-        seconds, request = SECONDS[bench.scale], chat_request(server.peer.paths["chat"], UNPACED, joined=True)
+        seconds, request = bench.lasting(SECONDS), chat_request(server.peer.paths["chat"], UNPACED, joined=True)
         base = server.resident()
         sampler = server.sampler(every=max(0.1, seconds / 120), guard=bench.guard)
         generator.group("fast", count=FAST[bench.scale], mode="fast", port=server.port, request=request)
@@ -146,7 +151,7 @@ class SlowFifth(Scenario):
         }
 
     def _isolation(self, bench: Bench, server: Server, generator: Generator, part: str, found: Measurement) -> None:
-        seconds, path = GAP_SECONDS[bench.scale], server.peer.paths["chat"]
+        seconds, path = bench.lasting(GAP_SECONDS), server.peer.paths["chat"]
         head_start = min(2.0, seconds / 2)
         sampler = server.sampler(every=0.5, guard=bench.guard)
         fast = chat_request(path, {"tokens": None, "tokens_per_second": FAST_RATE, "batch": 1})
@@ -215,8 +220,8 @@ class SlowFifth(Scenario):
                 rcvbuf=4096,
             )
             generator.run()
-            time.sleep(LAW_SECONDS[bench.scale])
+            time.sleep(bench.lasting(LAW_SECONDS))
             samples = sampler.stop()
             generator.stop()
-        settled = [point for point in samples.total if point[0] > LAW_SECONDS[bench.scale] / 3]
+        settled = [point for point in samples.total if point[0] > bench.lasting(LAW_SECONDS) / 3]
         return slope(settled)

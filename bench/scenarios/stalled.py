@@ -9,7 +9,7 @@ from typing import Final
 
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import PATIENT, PATIENT_TEXT, Bench, Column, Goal, Scale, Scenario
+from bench.scenarios.base import PATIENT, PATIENT_TEXT, Bench, Column, Goal, Scale, Scenario, lasting
 from bench.serving import chat_request
 from bench.trend import plateau, trend
 
@@ -74,11 +74,12 @@ class Stalled(Scenario):
     def wants(self, peer: Peer, part: str) -> bool:
         return super().wants(peer, part) or peer.name in ("rawstream-broken", "rawstream-drain")
 
-    def estimate(self, scale: Scale) -> float:
-        return (LEAST[scale] + MOST[scale]) / 2 + 4
+    def estimate(self, scale: Scale, part: str, stretch: float) -> float:
+        least, most = lasting(LEAST, scale, stretch), lasting(MOST, scale, stretch)
+        return least + 0.2 * (most - least) + 1.5
 
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
-        count, least, most = int(part.split()[0]), LEAST[bench.scale], MOST[bench.scale]
+        count, least, most = int(part.split()[0]), bench.lasting(LEAST), bench.lasting(MOST)
         batch = 1 if part.endswith("single tokens") else BATCH
         mock = {"tokens": None, "tokens_per_second": None, "batch": batch, "suspend": True}
         with bench.server(peer, env=PATIENT) as server, bench.generator() as generator:

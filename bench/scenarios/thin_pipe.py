@@ -11,7 +11,7 @@ from typing import Final
 from bench import netns
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import PATIENT, PATIENT_TEXT, Bench, Column, Scale, Scenario, check_answers
+from bench.scenarios.base import PATIENT, PATIENT_TEXT, Bench, Column, Scale, Scenario, check_answers, lasting
 from bench.serving import chat_request
 from bench.trend import second_half
 
@@ -49,11 +49,11 @@ class ThinPipeScenario(Scenario):
             super().wants(peer, part) or peer.name in ("rawstream-broken", "rawstream-drain")
         ) and peer.stats is not None
 
-    def estimate(self, scale: Scale) -> float:
-        return SECONDS[scale] + 4
+    def estimate(self, scale: Scale, part: str, stretch: float) -> float:
+        return lasting(SECONDS, scale, stretch) + 2
 
     def measure(self, bench: Bench, peer: Peer, part: str, found: Measurement) -> None:
-        seconds = SECONDS[bench.scale]
+        seconds = bench.lasting(SECONDS)
         mock = {"tokens": None, "tokens_per_second": None, "batch": 1, "suspend": True}
         with (
             netns.thin_pipe(RATE_BITS) as pipe,

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench import report
+from bench.budget import TYPICAL, fit, seconds_of
 from bench.cli import choose_peers, choose_scenarios, main
 from bench.peers import all_peers
 from bench.results import Measurement, Results
@@ -95,10 +96,28 @@ def test_results_survive_the_file(results: Results, tmp_path: Path) -> None:
     assert report.markdown(again) == report.markdown(results)
 
 
-def test_the_readme_table_has_a_row_per_peer(results: Results) -> None:
-    text = report.readme(results)
-    assert "| rawstream |" in text
-    assert "| floor-drain |" in text
+def test_the_readme_table_has_a_row_per_question(results: Results) -> None:
+    """rawstream, the best and the typical peer, the goals and their verdicts stand in one row, in few lines."""
+    results.measurements += [run("uvicorn-starlette-h11", 12.0), run("granian-rsgi", 6.8)]
+    results.peers |= {
+        name: {"kind": "server", "version": "1", "notes": "", "missing": None}
+        for name in ("uvicorn-starlette-h11", "granian-rsgi")
+    }
+    lines = report.readme(results).splitlines()
+    assert len(lines) <= 40
+    row = next(line for line in lines if "suspends once per token" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:] == ["7.40", "6.80 (granian-rsgi)", "12.00", "≤ 8.00; ≤ 1.2 × floor-drain = 7.80", "reached"]
+
+
+def test_the_readme_table_of_everything_is_compact(results: Results) -> None:
+    """All scenarios with all their parts fill no more than forty lines."""
+    results.measurements = [
+        Measurement(name, part, "rawstream", 0, values={column.key: 1.0 for column in scenario.columns})
+        for name, scenario in all_scenarios().items()
+        for part in scenario.parts("full")
+    ]
+    assert len(report.readme(results).splitlines()) <= 40
 
 
 def test_rounds_are_interleaved_and_every_other_one_is_reversed() -> None:
@@ -106,6 +125,27 @@ def test_rounds_are_interleaved_and_every_other_one_is_reversed() -> None:
     steps = plan([all_scenarios()["short"]], peers, "full", 2)
     names = [step.peer.name for step in steps]
     assert names == ["rawstream", "floor-drain", "floor-protocol", "floor-protocol", "floor-drain", "rawstream"]
+
+
+def test_a_budget_shortens_first_and_then_leaves_out_what_says_least() -> None:
+    """The plan fits; rawstream, the typical peer and those of the goals are measured everywhere."""
+    peers = [peer for name, peer in all_peers().items() if name != "rawstream-mock"]
+    scenarios = list(all_scenarios().values())
+    whole = plan(scenarios, peers, "short")
+    needed = seconds_of(whole, "short")
+    assert fit(whole, "short", needed + 1).steps == whole
+    assert fit(whole, "short", needed + 1).stretch == 1
+    fitted = fit(whole, "short", needed / 2)
+    assert fitted.stretch < 1
+    assert fitted.seconds <= needed / 2
+    assert len(fitted.steps) + sum(
+        step.peer.name in fitted.left_out.get(step.scenario.name, ()) for step in whole
+    ) == len(whole)
+    for scenario in scenarios:
+        left = fitted.left_out.get(scenario.name, [])
+        assert TYPICAL not in left
+        assert not any(name.startswith("rawstream") for name in left)
+        assert not {goal.of for goal in scenario.goals} & set(left)
 
 
 def test_peers_are_chosen_by_name_or_its_beginning() -> None:
