@@ -1,7 +1,7 @@
 """How long a run takes, and what to do when it may not: durations first, then the peers that say least.
 
 Rule 1: nothing is left out unsaid: what was shortened, and who was left out where, stands in the results' settings.
-Rule 2: rawstream, the peers that a goal is measured against, and the typical peer are never left out.
+Rule 2: rawstream, the peers that a goal is measured against, the typical peer and gateways are never left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.scenarios.base import Scale, Scenario
 SHORTEST: Final = 0.5
 """Durations are not shortened beyond this share: what a run must fill (buffers, a ramp) would not fill."""
 
-LONG: Final = 15.0
+LONG: Final = 20.0
 """Seconds: a peer is left out only of scenarios that take at least so long for it."""
 
 TYPICAL: Final = "uvicorn-starlette-h11"
@@ -73,7 +73,8 @@ def _expendable(steps: Sequence[Step], scale: Scale, stretch: float) -> list[tup
         (scenario, name)
         for (scenario, name), cost in costs.items()
         if cost >= LONG
-        and kinds[name] != "rawstream"
+        and not scenario.for_all
+        and (kinds[name] in ("server", "floor") or name == "rawstream-drain")
         and name != TYPICAL
         and name not in {goal.of for goal in scenario.goals}
     ]

@@ -315,7 +315,8 @@ def readme(results: Results) -> str:
         "",
         f"Measured {settings.get('date', '?')[:10]} on {env.get('cpu')}, {env.get('kernel')}, Python "
         f"{env.get('python')} (scale “{settings.get('scale')}”): medians, by `python -m bench run all`. As a gateway, "
-        "“uvicorn + Starlette” relays with httpx. Best of the servers people use; the bare floors, which the goals name, are none.",
+        "“uvicorn + Starlette” relays with httpx. Best of the servers people use; the bare floors, which the goals "
+        "name, are none.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -150,6 +150,8 @@ class Scenario(abc.ABC):
     bars: ClassVar[Sequence[str]] = ()
     """Columns that are plotted as bars, one plot per part."""
     log_bars: ClassVar[bool] = False
+    for_all: ClassVar[bool] = False
+    """No peer is left out, however short a run's budget is."""
 
     @abc.abstractmethod
     def parts(self, scale: Scale) -> Sequence[str]:

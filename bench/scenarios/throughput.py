@@ -108,6 +108,7 @@ class Throughput(Scenario):
     )
     bars = ("tokens_per_cpu_second", "last_first_ms")
     log_bars = True
+    for_all = True
     wins = (
         "Compiled servers (Go, granian's Rust half) and Node's JIT pay less for each step of a token's way than "
         "CPython can. With a source that suspends once per token every server must make one system call per token, "

@@ -135,16 +135,16 @@ def test_a_budget_shortens_first_and_then_leaves_out_what_says_least() -> None:
     needed = seconds_of(whole, "short")
     assert fit(whole, "short", needed + 1).steps == whole
     assert fit(whole, "short", needed + 1).stretch == 1
-    fitted = fit(whole, "short", needed / 2)
+    fitted = fit(whole, "short", needed * 0.6)
     assert fitted.stretch < 1
-    assert fitted.seconds <= needed / 2
+    assert fitted.seconds <= needed * 0.6
     assert len(fitted.steps) + sum(
         step.peer.name in fitted.left_out.get(step.scenario.name, ()) for step in whole
     ) == len(whole)
     for scenario in scenarios:
         left = fitted.left_out.get(scenario.name, [])
         assert TYPICAL not in left
-        assert not any(name.startswith("rawstream") for name in left)
+        assert not {"rawstream", "rawstream-gateway", "rawstream-broken"} & set(left)
         assert not {goal.of for goal in scenario.goals} & set(left)
 
 
