@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from bench import netns
 from bench.peers import all_peers, autocannon, make_context
+from bench.peers._source import events
 from bench.scenarios import all_scenarios
 from tests.bench.conftest import MeasureOnce
 from tests.bench.planted import planted_peer
@@ -17,7 +19,6 @@ PEERS = all_peers()
 
 CASES = [
     ("throughput", "suspend", "rawstream", "us_per_token"),
-    ("throughput", "suspend", "floor-drain", "us_per_token"),
     ("paced", "steady", "rawstream", "late_p99_ms"),
     ("paced", "steady", "floor-drain", "late_p99_ms"),
     ("paced", "ramp", "rawstream", "streams_until_20ms"),
@@ -41,6 +42,23 @@ def test_a_scenario_has_a_figure(measure_once: MeasureOnce, scenario: str, part:
     assert found.failure is None, found.failure
     assert key in found.values
     assert {column.key for column in all_scenarios()[scenario].columns} & found.values.keys()
+
+
+def test_writes_and_packets_are_counted(measure_once: MeasureOnce) -> None:
+    """Where the source suspends once per token each token is one system call and one packet, and both are seen."""
+    found = measure_once("throughput", "suspend", PEERS["floor-drain"])
+    assert 0.9 < found.values["tokens_per_write"] < 1.5, found
+    assert 0.9 < found.values["tokens_per_packet"] < 2, found
+
+
+async def test_a_batch_is_handled_event_by_event_unless_it_is_joined() -> None:
+    """Every Python peer's handler is given one text per token, or one per batch where the request says so."""
+    body = {"prompt": "x", "mock": {"tokens": 130, "tokens_per_second": None, "batch": 64}}
+    singly = [text async for text in events(json.dumps(body).encode())]
+    joined = [text async for text in events(json.dumps({**body, "joined": True}).encode())]
+    assert [text.count("data: ") for text in singly] == [1] * 131
+    assert [text.count("data: ") for text in joined] == [64, 64, 2, 1]
+    assert "".join(singly) == "".join(joined)
 
 
 def test_every_part_is_wanted_by_rawstream() -> None:
