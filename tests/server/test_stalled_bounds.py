@@ -74,6 +74,18 @@ def test_a_large_window_changes_nothing(rcvbuf: int | None, loop: str) -> None:
         server.assert_steady()
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_few_small_writes_wait_at_a_time(loop: str) -> None:
+    """A source that gives one token at a time is stopped sooner: each write that waits costs more than it holds."""
+    with ServerProcess("--loop", loop, "--heartbeat", "0") as server:
+        with Client(server.port, rcvbuf=4096) as client:
+            client.send(chat(**ENDLESS, suspend=True))
+            stream = stalled(server)
+            assert stream["state"] == "paused"
+            assert 0 < stream["buffered"]["transport"] <= 8 * 64
+        server.assert_steady()
+
+
 def test_a_users_own_marks_are_obeyed() -> None:
     """``--write-high 1MiB`` holds about 1 MiB, and a warning says what that costs."""
     with ServerProcess("--write-high", "1MiB", "--heartbeat", "0") as server:
