@@ -45,6 +45,7 @@ class ServerProcess:
         wait: bool = True,
     ) -> None:
         """``flags`` go to ``rawstream serve``; ``descriptors`` is its RLIMIT_NOFILE, soft and hard."""
+        self.flags = flags
         self.lines: list[str] = []
         self._news = threading.Condition()
         self._ended = False

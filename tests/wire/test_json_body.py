@@ -57,11 +57,11 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 def test_a_bad_body_is_a_bad_request_that_names_what_is_wrong(case: str) -> None:
     """Row 21 of the faults: 400, quickly, whatever the bytes."""
     body, reason = HOSTILE[case]
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(BadRequest, match=reason) as caught:
         decode_chat(body)
     assert caught.value.status == 400
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1, "seconds of work"
 
 
 @given(st.binary(max_size=60) | st.text('{}[]",:0123456789eE+-.\\unatrufls ', max_size=60).map(str.encode))
