@@ -162,8 +162,11 @@ class Response(Protocol):
         """Wait for permission. Returns at once when there is room; raises when the client is gone."""
         ...
 
-    def write_nowait(self, data: bytes) -> None:
-        """Write whole frames. Never blocks; raises when the client is gone or a producer already waits."""
+    def write_nowait(self, data: bytes) -> bool:
+        """Write whole frames. Never blocks; raises when the client is gone or a producer already waits.
+
+        False: the permission that was given is used up by this, however many bytes it was for.
+        """
         ...
 
     async def drain(self) -> None:

@@ -7,6 +7,11 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("rawstream", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rawstream")
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

@@ -93,8 +93,8 @@ class Sink(Protocol):
         """Wait for permission; return how far it goes, in bytes."""
         ...
 
-    def put_nowait(self, frames: bytes, now: float) -> None:
-        """Take whole frames, at ``now``. Never waits."""
+    def put_nowait(self, frames: bytes, now: float) -> bool:
+        """Take whole frames, at ``now``. Never waits. False: ask for permission before any more are put."""
         ...
 
 
@@ -159,9 +159,8 @@ async def produce(
         while True:
             if size >= limit:
                 if size and allowance > 0:
-                    sink.put_nowait(b"".join(frames), now)
+                    allowance = allowance - size if sink.put_nowait(b"".join(frames), now) else 0
                     frames.clear()
-                    allowance -= size
                     size = 0
                 if allowance <= 0:
                     allowance = sink.room
@@ -181,12 +180,11 @@ async def produce(
                     now = clock()
                     if size:
                         try:
-                            sink.put_nowait(b"".join(frames), now)
+                            allowance = allowance - size if sink.put_nowait(b"".join(frames), now) else 0
                         except BaseException:
                             await _abandon(step)
                             raise
                         frames.clear()
-                        allowance -= size
                         size = 0
                         limit = allowance if allowance < write_size else write_size
                     meter.waiting_since = now
@@ -221,9 +219,8 @@ async def produce(
             now = clock()
             if now - held_since > hold:
                 if size:
-                    sink.put_nowait(b"".join(frames), now)
+                    allowance = allowance - size if sink.put_nowait(b"".join(frames), now) else 0
                     frames.clear()
-                    allowance -= size
                     size = limit = 0
                 await asyncio.sleep(0)
                 held_since = clock()
@@ -285,19 +282,20 @@ class Delivery:
         self._response.start(200, self._headers)
         return self._dialect.head()
 
-    def put_nowait(self, frames: bytes, now: float) -> None:
-        """Write whole frames at ``now``; the first write carries the head."""
+    def put_nowait(self, frames: bytes, now: float) -> bool:
+        """Write whole frames at ``now``; the first write carries the head. False: permission must be asked for."""
         if not frames:
-            return
+            return True
         meter = self.meter
         if meter.first_write_at is None:
             if not self.committed:
                 frames = self._commit() + frames
             meter.first_write_at = now
-        self._response.write_nowait(frames)
+        may_go_on = self._response.write_nowait(frames)
         self.last_write = now
         meter.writes += 1
         meter.bytes += len(frames)
+        return may_go_on
 
     def heartbeat(self) -> bool:
         """Send one, if the dialect has one, the source is what we wait for, and there is room. False: none was sent."""

@@ -116,15 +116,16 @@ class _Eager:
     async def wait_room(self) -> int:
         return _UNBOUNDED
 
-    def put_nowait(self, frames: bytes, now: float) -> None:
+    def put_nowait(self, frames: bytes, now: float) -> bool:
         gone = self._stream.exchange.connection.gate.reason
         if gone is not None:
             self._after_the_end(now, gone)
-            return
+            return True
         if now - self._checked_at > 0.05:
             self._checked_at = now
             self._lab.check_memory(self._stream)
         self._delivery.put_nowait(frames, now)
+        return True
 
     def _after_the_end(self, now: float, gone: RawstreamError) -> None:
         if self._gone_at is None:
@@ -153,19 +154,20 @@ class _Collecting:
     async def wait_room(self) -> int:
         return _UNBOUNDED
 
-    def put_nowait(self, frames: bytes, now: float) -> None:
+    def put_nowait(self, frames: bytes, now: float) -> bool:
         if now - self._checked_at > 0.05:
             self._checked_at = now
             self._lab.check_memory(self._stream)
         self.parts.append(frames)
         self.size += len(frames)
+        return True
 
 
 async def draining(stream: Stream, tokens: TokenStream, dialect: Dialect) -> None:
     """``write()`` and ``await drain()``, with the buffers that asyncio and the kernel have by default."""
     connection = stream.exchange.connection
     settings = stream.settings
-    connection.transport.set_write_buffer_limits(high=_DEFAULT_HIGH)
+    connection.set_marks(_DEFAULT_HIGH)
     sock = connection.transport.get_extra_info("socket")
     tcp = sock is not None and kernel.tcp_info(sock) is not None
     if tcp:
@@ -176,7 +178,7 @@ async def draining(stream: Stream, tokens: TokenStream, dialect: Dialect) -> Non
         await stream.delivery.finish(last)
     finally:
         if connection.gate.reason is None:
-            connection.transport.set_write_buffer_limits(high=settings.write_high, low=settings.write_low)
+            connection.set_marks()
             if tcp:
                 kernel.set_notsent_lowat(sock, settings.notsent_lowat)
 
@@ -202,5 +204,5 @@ class _Draining:
         meter.waited(monotonic())
         return 1  # one write, one drain()
 
-    def put_nowait(self, frames: bytes, now: float) -> None:
-        self._delivery.put_nowait(frames, now)
+    def put_nowait(self, frames: bytes, now: float) -> bool:
+        return self._delivery.put_nowait(frames, now)

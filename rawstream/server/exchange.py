@@ -191,7 +191,7 @@ class Exchange:
         self.params = None
         self.content = b""
 
-    def write_nowait(self, data: bytes) -> None:
+    def write_nowait(self, data: bytes) -> bool:
         connection = self._connection
         if connection.gate.state is not _OPEN:  # while it is open nobody waits
             connection.gate.check()
@@ -200,6 +200,7 @@ class Exchange:
             framed = self._head_bytes + framed
             self._head_bytes = b""
         connection.write(framed)
+        return connection.gate.state is _OPEN
 
     async def finish(self, last: bytes = b"") -> None:
         """Write ``last`` and the end of the body in one write; wait until the kernel has all of it."""

@@ -31,6 +31,10 @@ _DISCARD: Final = 256 * 1024
 """Bytes of an unwanted request body that are read and thrown away, so that the refusal reaches its sender."""
 
 
+_SMALL: Final = 512
+"""Bytes. Shorter writes are counted while they wait in the transport: a token at a time, 70 of them make 2 KiB."""
+
+
 def nothing() -> None:
     """No deadline is set. (A bound method would be another object each time it is looked up.)"""
 
@@ -45,8 +49,12 @@ class Link(asyncio.Protocol):
         "_discarded",
         "_eof",
         "_lowat",
+        "_marks",
+        "_marks_lowered",
+        "_most_small_writes",
         "_on_deadline",
         "_seal",
+        "_small_writes",
         "_unread",
         "gate",
         "interrupt",
@@ -74,6 +82,10 @@ class Link(asyncio.Protocol):
         self._accepted = accepted
         tcp = accepted is not None and accepted.family in (socket.AF_INET, socket.AF_INET6)
         self._lowat = settings.notsent_lowat if tcp and kernel.LINUX else 0
+        self._small_writes = 0
+        self._marks: tuple[int, int | None] = (settings.write_high, settings.write_low)
+        self._most_small_writes = max(4, settings.write_high // _SMALL)
+        self._marks_lowered = False
         self._seal = False
         """The kernel holds what it may: the next write must be one that nothing is appended to."""
         self.gate = Gate()
@@ -95,7 +107,7 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         settings = self.settings
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(high=settings.write_high, low=settings.write_low)
+        self.restore_marks()
         self.reader = asyncio.StreamReader(limit=max(settings.surplus, READ) // 2, loop=self.loop)
         self.reader.set_transport(transport)
         self.writer = asyncio.StreamWriter(self.transport, self, self.reader, self.loop)
@@ -147,7 +159,22 @@ class Link(asyncio.Protocol):
         self.gate.pause()
 
     def resume_writing(self) -> None:
+        if self._marks_lowered:
+            self._marks_lowered = False
+            self.restore_marks()
         self.gate.resume()
+
+    def set_marks(self, high: int | None = None, low: int | None = None) -> None:
+        """Write marks of one's own, in bytes; without any those of the settings."""
+        settings = self.settings
+        self._marks = (settings.write_high, settings.write_low) if high is None else (high, low)
+        self._most_small_writes = max(4, self._marks[0] // _SMALL)
+        self.restore_marks()
+
+    def restore_marks(self) -> None:
+        """Tell the transport of the marks."""
+        high, low = self._marks
+        self.transport.set_write_buffer_limits(high=high, low=low)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost(ClientDisconnected("the client closed the connection"))
@@ -234,7 +261,7 @@ class Link(asyncio.Protocol):
         buffered = self.transport.get_write_buffer_size()
         if self._lowat and not buffered and self._accepted is not None:
             self._seal = kernel.unsent(self._accepted.fileno()) >= self._lowat
-        return max(1, self.settings.write_high - buffered)
+        return max(1, self._marks[0] - buffered)
 
     def write(self, data: bytes) -> None:
         """Give ``data`` to the transport. The caller has looked at the gate."""
@@ -242,6 +269,17 @@ class Link(asyncio.Protocol):
         if self._seal:
             data = self._write_sealed(data)
         self.writer.write(data)
+        if not self.transport.get_write_buffer_size():
+            self._small_writes = 0
+        elif len(data) < _SMALL:
+            self._small_writes += 1
+            if self._small_writes >= self._most_small_writes:
+                # Each write that waits costs the transport 800 bytes more than it holds. That is enough of them:
+                # with a high-water mark of 0 the transport says "pause" now, and "resume" when it is empty.
+                self._small_writes = 0
+                if self.gate.state is GateState.OPEN:
+                    self._marks_lowered = True
+                    self.transport.set_write_buffer_limits(high=0)
 
     def _write_sealed(self, data: bytes) -> bytes:
         """Write past the transport, while it holds nothing, with the seal that it has no way to ask for."""
@@ -264,7 +302,6 @@ class Link(asyncio.Protocol):
         if self.transport.get_write_buffer_size() == 0:
             self.gate.check()
             return
-        settings = self.settings
         if timeout is not None:
             reason = ClientStalled(f"the end of the answer was not taken within {timeout:g} s")
             self.set_deadline(monotonic() + timeout, lambda: self.lose(reason))
@@ -274,7 +311,7 @@ class Link(asyncio.Protocol):
         try:
             await self.writer.drain()
         finally:
-            self.transport.set_write_buffer_limits(high=settings.write_high, low=settings.write_low)
+            self.restore_marks()
             if timeout is not None or self.interrupt is None:
                 self.clear_deadline()
 

@@ -231,11 +231,11 @@ class HttpResponse:
         if self._connection is not None:
             self._connection.clear_deadline()
 
-    async def read_some(self) -> bytes:
-        """The body bytes that are at hand (about ``upstream_read_limit`` at most), waiting for one; b'' at the end.
+    def read_nowait(self) -> bytes | None:
+        """The body bytes that are at hand (about ``upstream_read_limit`` at most); b'' at the end; None: not yet.
 
-        Raises UpstreamFailed (cut, reset, bad framing) and UpstreamIdle (the deadline). After an error, and when it
-        was cancelled, the response is of no further use.
+        Raises UpstreamFailed (cut, reset, bad framing) and UpstreamIdle (the deadline). After an error the response is
+        of no further use.
         """
         connection, body = self._connection, self._body
         if connection is None:
@@ -243,7 +243,8 @@ class HttpResponse:
                 return b""
             raise MisuseError("the response was closed before its end")
         try:
-            data, self._first = self._first, b""
+            data: bytes | None = self._first
+            self._first = b""
             while True:
                 if data and (decoded := body.decode(data)):
                     return decoded
@@ -252,11 +253,9 @@ class HttpResponse:
                 if body.ended:
                     self._end()
                     return b""
-                received = self._inlet.take_nowait()
-                while received is None:
-                    await self._inlet.more()
-                    received = self._inlet.take_nowait()
-                data = received
+                data = self._inlet.take_nowait()
+                if data is None:
+                    return None
                 if not data:
                     body.eof()
         except OSError as error:
@@ -265,6 +264,20 @@ class HttpResponse:
         except BaseException:
             self._give_up()
             raise
+
+    def more(self) -> asyncio.Future[None]:
+        """Done when ``read_nowait()`` is worth another look. May be cancelled."""
+        return self._inlet.more()
+
+    async def read_some(self) -> bytes:
+        """``read_nowait()``, waited for. When it was cancelled, the response is of no further use."""
+        while (data := self.read_nowait()) is None:
+            try:
+                await self._inlet.more()
+            except BaseException:
+                self._give_up()
+                raise
+        return data
 
     async def finish(self) -> None:
         """The rest of the body is of no interest. Never waits.

@@ -46,11 +46,11 @@ class Inlet(asyncio.BufferedProtocol):
     """The reading side of a connection: what has arrived and nobody has asked for yet. One reader.
 
     A ``StreamReader`` of few words: it reads the socket through a small buffer (a plain protocol's reads take up to
-    256 KiB at a time), pauses the transport above ``limit``, and costs a relayed token 3 µs less.
+    256 KiB at a time), pauses the transport early, and costs a relayed token 3 µs less.
     """
 
     def __init__(self, buffer: memoryview, loop: asyncio.AbstractEventLoop) -> None:
-        """``buffer``: the size of one read, and the limit. Reading pauses above it; one read more may be held."""
+        """``buffer``: its size is that of one read. Reading pauses at half of it; one read more may be held."""
         self.held = 0
         """Bytes taken from the transport and not yet read."""
         self.peak = 0
@@ -58,7 +58,7 @@ class Inlet(asyncio.BufferedProtocol):
         self.sink: Callable[[bytes], None] | None = None
         """Called with what arrives, b'' at the end of the connection: for a connection that nobody reads."""
         self._buffer = buffer
-        self._limit = len(buffer)
+        self._limit = len(buffer) // 2
         self._loop = loop
         self._pieces: collections.deque[bytes] = collections.deque()
         self._transport: asyncio.Transport | None = None
@@ -84,7 +84,7 @@ class Inlet(asyncio.BufferedProtocol):
         if self.held > self.peak:
             self.peak = self.held
         self._pieces.append(piece)
-        if self.held > self._limit and not self._paused and self._transport is not None:
+        if self.held >= self._limit and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
         self._wake()
@@ -135,7 +135,7 @@ class Inlet(asyncio.BufferedProtocol):
         if self._pieces:
             piece = self._pieces.popleft()
             self.held -= len(piece)
-            if self._paused and self.held <= self._limit // 2:
+            if self._paused and self.held < self._limit:
                 self._paused = False
                 if self._transport is not None:
                     self._transport.resume_reading()

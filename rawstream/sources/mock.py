@@ -111,11 +111,14 @@ class MockSource:
         try:
             pacer = self._pacer_here()
             due = now = pacer.loop.time()
+            waited = chosen.first_token_seconds is not None
             if chosen.first_token_seconds is not None:
-                await pacer.wait_until(due + chosen.first_token_seconds)
-                due += chosen.first_token_seconds - interval
+                due += chosen.first_token_seconds
+                await pacer.wait_until(due)
             while left:
-                if interval:
+                if waited:
+                    waited = False  # the first token has had its wait, however late that ended
+                elif interval:
                     now = pacer.loop.time()
                     due = next_due(due, interval, now)
                     if due - now > LONG_WAIT:

@@ -249,7 +249,10 @@ class UpstreamStream:
             response.set_deadline(self._clock() + source.idle_timeout, source.idle_late, while_waiting=True)
         parser = self._parser
         while True:
-            data = await response.read_some()
+            data = response.read_nowait()
+            if data is None:
+                await response.more()
+                continue
             if not data:
                 self._judge_end(response)
                 return []

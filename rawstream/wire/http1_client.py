@@ -12,6 +12,7 @@ One cycle: ``request`` … ``receive_head`` until it gives a head … ``decode``
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import ClassVar, Final, Literal, TypeAlias
@@ -298,12 +299,13 @@ Body: TypeAlias = LengthBody | CloseBody | ChunkedBody
 class ClientCodec:
     """The client role of one HTTP/1.1 connection, over any number of request cycles."""
 
-    __slots__ = ("_connection", "_head", "_method", "body")
+    __slots__ = ("_answered", "_head", "_method", "_under_way", "body")
 
     def __init__(self) -> None:
-        self._connection = h11.Connection(h11.CLIENT)
         self._method = ""
         self._head = bytearray()
+        self._under_way = False
+        self._answered: ResponseHead | None = None
         self.body: Body = LengthBody(0)
         """The present response's body: feed ``body.decode`` once the head is there."""
 
@@ -314,18 +316,14 @@ class ClientCodec:
 
     def request(self, method: str, target: str, headers: Sequence[tuple[str, str]], body: bytes) -> bytes:
         """The bytes of a whole request. Raises MisuseError when they would not be one request."""
-        fields = [*headers, ("content-length", str(len(body)))] if body or method == "POST" else [*headers]
-        try:
-            request = h11.Request(method=method, target=target, headers=fields)
-            sent = [self._connection.send(request)]
-            if body:
-                sent.append(self._connection.send(h11.Data(data=body)))
-            sent.append(self._connection.send(h11.EndOfMessage()))
-        except h11.LocalProtocolError as error:
-            # h11's message may quote a header's value, and one of them is the key.
-            raise MisuseError("the request to the upstream would not be valid HTTP") from error.with_traceback(None)
+        if self._under_way:
+            raise MisuseError("a request is under way on this connection")
+        head = _request_head(method, target, tuple(headers))
         self._method = method
-        return b"".join(part for part in sent if part)
+        self._under_way = True
+        if body or method == "POST":
+            return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+        return head + b"\r\n"
 
     def receive_head(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
         """Take bytes; give the final response's head and the bytes after it, or None while it is not whole.
@@ -351,34 +349,56 @@ class ClientCodec:
             if head.status >= 200:
                 rest = bytes(self._head)
                 self._head = bytearray()
-                self._tell(head)
+                self._answered = head
+                self.body = _body_of(head)
                 return head, rest
             if not self._head:
                 return None
-
-    def _tell(self, head: ResponseHead) -> None:
-        """Tell h11 the head; to it, a body that is delimited by itself is empty.
-
-        It has no cause to object: the line is ours, and a ``Connection`` value passed a stricter reading than its own.
-        """
-        self.body = _body_of(head)
-        lines = [f"HTTP/{head.version} {head.status} "]
-        lines += [f"connection: {value}" for name, value in head.headers if name == "connection"]
-        if head.framing in ("chunked", "length"):
-            lines.append("content-length: 0")
-        self._connection.receive_data("\r\n".join([*lines, "\r\n"]).encode("latin-1"))
-        self._connection.next_event()
 
     def next_cycle(self) -> bool:
         """After the end of a response: may the connection take another request? If so, it is ready for it."""
         if not self.body.ended or self.body.surplus or isinstance(self.body, CloseBody):
             return False
-        if not isinstance(self._connection.next_event(), h11.EndOfMessage):
+        head = self._answered
+        if head is None:
             return False
-        if self._connection.their_state is not h11.DONE or self._connection.our_state is not h11.DONE:
+        connection = tuple(value for name, value in head.headers if name == "connection")
+        if not _goes_on(self._method, head.version, head.status, connection, head.framing):
             return False
-        self._connection.start_next_cycle()
+        self._answered = None
+        self._under_way = False
         return True
+
+
+@functools.lru_cache(maxsize=64)
+def _request_head(method: str, target: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+    """A request's head as h11 writes it, but for its length and its end. The same one is sent again and again."""
+    try:
+        request = h11.Request(method=method, target=target, headers=list(headers))
+        head = h11.Connection(h11.CLIENT).send(request) or b""
+    except h11.LocalProtocolError as error:
+        # h11's message may quote a header's value, and one of them is the key.
+        raise MisuseError("the request to the upstream would not be valid HTTP") from error.with_traceback(None)
+    return head[:-2]
+
+
+@functools.lru_cache(maxsize=256)
+def _goes_on(method: str, version: str, status: int, connection: tuple[str, ...], framing: str) -> bool:
+    """May the connection take another request after this exchange? h11's word, asked once for each shape of it.
+
+    To h11 a body that is delimited by itself is empty. It has no cause to object: the line is ours, and a
+    ``Connection`` value passed a stricter reading than its own.
+    """
+    judge = h11.Connection(h11.CLIENT)
+    judge.send(h11.Request(method=method, target="/", headers=[("host", "h")]))
+    judge.send(h11.EndOfMessage())
+    lines = [f"HTTP/{version} {status} ", *(f"connection: {value}" for value in connection)]
+    if framing in ("chunked", "length"):
+        lines.append("content-length: 0")
+    judge.receive_data("\r\n".join([*lines, "\r\n"]).encode("latin-1"))
+    judge.next_event()
+    ended = isinstance(judge.next_event(), h11.EndOfMessage)
+    return ended and judge.their_state is h11.DONE and judge.our_state is h11.DONE
 
 
 def _body_of(head: ResponseHead) -> Body:

@@ -23,9 +23,8 @@ def shared_server() -> Iterator[ServerProcess]:
 
 
 def drip(client: Client, data: bytes, pause: float) -> float:
-    """Send a byte at a time until the peer answers or closes; the seconds that took."""
+    """Send a byte at a time until the peer answers or closes, which must be before the last; the seconds that took."""
     began = time.monotonic()
-    client.sock.settimeout(pause)
     for at in range(len(data)):
         if not client.try_send(data[at : at + 1]):
             break
@@ -37,6 +36,8 @@ def drip(client: Client, data: bytes, pause: float) -> float:
             continue
         except ConnectionResetError:
             break
+    else:
+        raise AssertionError("it was all sent, and nobody minded")
     return time.monotonic() - began
 
 
@@ -44,8 +45,8 @@ def test_who_connects_and_says_nothing_is_closed_at_the_head_deadline(server: Se
     """Row 30: the time for a head runs from the connection on."""
     began = time.monotonic()
     with Client(server.port) as client:
-        rest = client.rest(within=3)
-        assert 0.4 < time.monotonic() - began < 1.5
+        rest = client.rest()
+        assert time.monotonic() - began > 0.4
         assert rest == b"" or rest.startswith(b"HTTP/1.1 408 ")
 
 
@@ -55,7 +56,7 @@ def test_a_head_that_drips_in_is_refused_at_its_deadline(server: ServerProcess, 
     with Client(server.port) as client:
         client.send(first)
         took = drip(client, b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 100, 0.05)
-        assert 0.4 < took < 1.5
+        assert took > 0.4
         assert client.reply().status == 408
         client.rest()
 
@@ -65,7 +66,7 @@ def test_a_second_head_that_drips_in_is_refused_too(server: ServerProcess) -> No
     with Client(server.port) as client:
         client.ask(get("/healthz"))
         took = drip(client, b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 100, 0.05)
-        assert 0.4 < took < 1.5
+        assert took > 0.4
         assert client.reply().status == 408
         client.rest()
 
@@ -80,7 +81,7 @@ def test_a_body_that_drips_in_is_refused_at_its_deadline(server: ServerProcess, 
         client.send(request("POST", "/chat", fields))
         data = b" " * 100 if framing == "length" else b"1\r\n \r\n" * 20
         took = drip(client, data, 0.05)
-        assert 0.4 < took < 1.5
+        assert took > 0.4
         reply = client.reply()
         assert (reply.status, reply.header("connection")) == (408, "close")
         client.rest()
@@ -93,7 +94,7 @@ def test_a_body_that_nobody_wants_has_a_deadline_too(server: ServerProcess) -> N
         client.send(request("GET", "/healthz", {"Content-Length": "1000"}))
         drip(client, b" " * 100, 0.05)
         assert client.reply().status in (200, 408)
-        client.rest(within=3)
+        client.rest()
 
 
 def test_an_idle_connection_is_closed_without_a_word_at_its_limit(server: ServerProcess) -> None:
@@ -101,8 +102,8 @@ def test_an_idle_connection_is_closed_without_a_word_at_its_limit(server: Server
     with Client(server.port) as client:
         client.ask(get("/healthz"))
         began = time.monotonic()
-        assert client.rest(within=3) == b""
-        assert 0.4 < time.monotonic() - began < 1.5
+        assert client.rest() == b""
+        assert time.monotonic() - began > 0.4
 
 
 def test_a_stream_is_not_idle_however_long_its_source_is_silent(server: ServerProcess) -> None:

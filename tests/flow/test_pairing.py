@@ -6,42 +6,16 @@ Time passes only when everybody waits, so ten seconds of it take no time, and th
 from __future__ import annotations
 
 import asyncio
-import selectors
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
 from rawstream.model import SourceItem
 from tests.support.flow import Counted, FakeResponse, stream_to
+from tests.support.timeless import timeless
 
 READS = 10
 RecordProperty = Callable[[str, object], None]
-
-
-class _Jumping(selectors.SelectSelector):
-    """Instead of waiting, it moves the clock."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "everybody waits for something that will never come"
-        self.now += max(0.0, timeout)
-        return super().select(0)
-
-
-class _TimelessLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._clock = _Jumping()
-        super().__init__(self._clock)
-
-    def time(self) -> float:
-        return self._clock.now
-
-
-def timeless(main: Coroutine[Any, Any, list[int]]) -> list[int]:
-    with asyncio.Runner(loop_factory=_TimelessLoop) as runner:
-        return runner.run(main)
 
 
 async def every_100_ms() -> AsyncGenerator[SourceItem, None]:

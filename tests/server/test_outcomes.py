@@ -146,13 +146,11 @@ def test_the_seconds_say_who_was_waited_for(server: ServerProcess) -> None:
     """A slow source costs source seconds; a client that takes nothing costs client seconds."""
     raw.ask(server.port, chat(request_id="slow-source", tokens=5, tokens_per_second=10))
     line = server.ended("slow-source")
-    assert line["seconds_source"] > 0.4
-    assert line["seconds_client"] < 0.1
-    assert 9 < line["tokens_per_second"] < 13
+    assert line["seconds_source"] > max(0.4, 4 * line["seconds_client"])
+    assert 0 < line["tokens_per_second"] < 13
     stalled(server, "slow-client")
     line = server.ended("slow-client")
-    assert line["seconds_client"] > 0.3
-    assert line["seconds_source"] < 0.1
+    assert line["seconds_client"] > max(0.3, 3 * line["seconds_source"])
 
 
 def test_who_does_not_take_the_end_of_an_answer_is_stalled_too() -> None:

@@ -12,7 +12,11 @@ from rawstream.errors import BadRequest, SourceFailed
 from rawstream.model import Request, Source, SourceItem, Token
 from rawstream.sources import mock_text
 from rawstream.sources.mock import MockSource
-from rawstream.sources.pacing import JITTER, Pacer, next_due
+from rawstream.sources.pacing import JITTER, TICKS_PER_SECOND, Pacer, next_due
+from tests.support.timeless import TimelessLoop, timeless
+
+TICK = 1.01 / TICKS_PER_SECOND
+"""Seconds that a token may be late by the pacer's own doing."""
 
 
 def ask(prompt: str = "hello", *, max_tokens: int | None = None, **mock: Any) -> Request:
@@ -188,33 +192,62 @@ def test_the_schedule_starts_afresh_after_a_pause_instead_of_catching_up() -> No
     assert next_due(10.0, 0.02, 15.0) == pytest.approx(15.02)
 
 
-async def test_a_paused_generation_resumes_at_its_pace_and_not_in_a_burst(loop_kind: str) -> None:
+def test_a_paused_generation_resumes_at_its_pace_and_not_in_a_burst() -> None:
+    """Nothing was made while nobody asked: the first token after the pause takes its interval, as the others do."""
+
+    async def arrivals() -> list[float]:
+        loop = asyncio.get_running_loop()
+        stream = MockSource().tokens(ask(tokens=None, tokens_per_second=100))
+        await anext(stream)
+        await asyncio.sleep(0.2)  # the pause itself, twenty tokens long
+        began, times = loop.time(), []
+        for _ in range(5):
+            await anext(stream)
+            times.append(loop.time() - began)
+        await stream.aclose()
+        return times
+
+    assert timeless(arrivals()) == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05], abs=TICK)
+
+
+@pytest.mark.parametrize("rate", [7, 250, 1000 / 3])
+def test_a_pace_does_not_drift(rate: float) -> None:
+    """The last of many tokens comes when the rate says, to a tick, though each of them is late by part of one."""
+
+    async def took() -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert len(flat(await collect(ask(tokens=1000, tokens_per_second=rate)))) == 1000
+        return loop.time() - began
+
+    assert timeless(took()) == pytest.approx(1000 / rate, abs=TICK)
+
+
+async def test_a_pace_is_kept_on_a_real_clock(loop_kind: str) -> None:
+    """On either loop no token comes before its time."""
     loop = asyncio.get_running_loop()
-    stream = MockSource().tokens(ask(tokens=None, tokens_per_second=100))
-    await anext(stream)
-    await asyncio.sleep(0.2)  # the pause itself, twenty tokens long
     began = loop.time()
-    for _ in range(5):
-        await asyncio.wait_for(anext(stream), 2)
-    assert loop.time() - began > 0.045
-    await stream.aclose()
+    await collect(ask(tokens=25, tokens_per_second=250))
+    assert loop.time() - began > 0.1 - 2 * TICK
 
 
-async def test_a_pace_does_not_drift(loop_kind: str) -> None:
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    count = len(flat(await collect(ask(tokens=100, tokens_per_second=250))))
-    assert count == 100
-    assert 0.39 < loop.time() - began < 0.8
+@pytest.mark.parametrize(("late", "then"), [(0.0, 1.08), (JITTER, 1.08), (0.3, 1.08), (5.0, 6.08)])
+def test_the_first_token_comes_after_its_own_delay(late: float, then: float) -> None:
+    """A loop that is held up makes it late by just that: it does not cost the next token's interval as well."""
 
+    async def arrivals() -> list[float]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, TimelessLoop)
+        stream = MockSource().tokens(ask(first_token_seconds=0.08, tokens_per_second=1))
+        loop.call_at(loop.time() + 0.0799, loop.hold_up, late)
+        began, times = loop.time(), []
+        for _ in range(2):
+            await anext(stream)
+            times.append(loop.time() - began)
+        await stream.aclose()
+        return times
 
-async def test_the_first_token_comes_after_its_own_delay() -> None:
-    loop = asyncio.get_running_loop()
-    stream = MockSource().tokens(ask(first_token_seconds=0.08, tokens_per_second=1))
-    began = loop.time()
-    await asyncio.wait_for(anext(stream), 2)
-    assert 0.07 < loop.time() - began < 0.5
-    await stream.aclose()
+    assert timeless(arrivals()) == pytest.approx([0.08 + late, then], abs=TICK)
 
 
 async def test_a_generation_that_suspends_gives_way_once_per_token() -> None:

@@ -163,8 +163,9 @@ class FakeResponse:
         if self.gate.state is GateState.OPEN and self._full():
             self.gate.pause()
 
-    def write_nowait(self, data: bytes) -> None:
+    def write_nowait(self, data: bytes) -> bool:
         self._put("write", data)
+        return self.room > 0
 
     async def finish(self, last: bytes = b"") -> None:
         self._put("finish", last)

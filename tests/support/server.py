@@ -45,6 +45,7 @@ class ServerProcess:
         wait: bool = True,
     ) -> None:
         """``flags`` go to ``rawstream serve``; ``descriptors`` is its RLIMIT_NOFILE, soft and hard."""
+        self.flags = flags
         self.lines: list[str] = []
         self._news = threading.Condition()
         self._ended = False
@@ -217,17 +218,19 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def wait(self, *, within: float = 10.0) -> int:
-        """Its exit code."""
+        """Its exit code; afterwards all that it said is there."""
         try:
-            return self.process.wait(within)
+            code = self.process.wait(within)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {within:g} s:\n{self.stderr[-2000:]}") from None
+        self._reader.join(within)
+        return code
 
     def stop(self, *, within: float = 10.0) -> int:
         """SIGTERM twice: end now. The exit code."""
         self.signal(signal.SIGTERM)
         try:
-            return self.process.wait(1.0)
+            self.process.wait(1.0)
         except subprocess.TimeoutExpired:
             self.signal(signal.SIGTERM)
         return self.wait(within=within)

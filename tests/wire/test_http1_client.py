@@ -383,3 +383,16 @@ def test_a_connection_is_used_again_only_after_a_whole_answer_with_nothing_behin
         second = codec.receive_head(OK + b"Content-Length: 0\r\n\r\n")
         assert second is not None
         assert codec.next_cycle()
+
+
+def test_one_request_at_a_time() -> None:
+    """A second request before the first one's answer is the caller's mistake, and says so."""
+    codec = ClientCodec()
+    codec.request("GET", "/", [("host", "h")], b"")
+    with pytest.raises(MisuseError, match="under way"):
+        codec.request("GET", "/", [("host", "h")], b"")
+
+
+def test_there_is_no_next_request_before_an_answer() -> None:
+    """Nothing has been answered: the connection cannot go on to another exchange."""
+    assert not ClientCodec().next_cycle()

@@ -35,6 +35,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "100,000 lists": (b"[" * 100_000, "nested"),
     "100,000 objects": (b'{"a":' * 100_000, "nested"),
     "100,000 closed lists in an object": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested"),
+    "what the decoder of Python 3.13 takes": (b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", "nested"),
     "just too deep": (b'{"prompt":"a","b":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", "nested"),
     "100,000 digits": (b'{"prompt":"a","n":' + b"9" * 100_000 + b"}", "out of range"),
     "1e999": (b'{"prompt":"a","n":1e999}', "out of range"),
@@ -56,11 +57,11 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 def test_a_bad_body_is_a_bad_request_that_names_what_is_wrong(case: str) -> None:
     """Row 21 of the faults: 400, quickly, whatever the bytes."""
     body, reason = HOSTILE[case]
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(BadRequest, match=reason) as caught:
         decode_chat(body)
     assert caught.value.status == 400
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1, "seconds of work"
 
 
 @given(st.binary(max_size=60) | st.text('{}[]",:0123456789eE+-.\\unatrufls ', max_size=60).map(str.encode))
@@ -183,7 +184,7 @@ def test_a_prompt_in_a_query_is_text_whatever_it_looks_like() -> None:
         ("messages=a", "messages is not valid JSON"),
         ("messages=%7B%7D", "messages must be a list"),
         ("prompt=a&tools=%5B1", "tools is not valid JSON"),
-        ("prompt=a&x=+" + "%5B" * 2000, "x is nested too deeply"),
+        ("prompt=a&x=+" + "%5B" * 2000 + "%5D" * 2000, "x is nested too deeply"),
         ("prompt=a&max_tokens=five", "max_tokens must be a whole number, not 'five'"),
         ("prompt=a&max_tokens=" + "9" * 19, "max_tokens must be a whole number"),
         ("prompt=a&max_tokens=%D9%A5", "max_tokens must be a whole number"),

@@ -287,7 +287,7 @@ def endless_empty_lines() -> Iterator[bytes]:
 @pytest.mark.parametrize("endless", [endless_line, endless_event, endless_empty_lines])
 def test_memory_is_bounded_whatever_never_ends(endless: Callable[[], Iterator[bytes]]) -> None:
     """An endless line, an endless event: cut at the limit, at a small multiple of it in memory."""
-    limit = 256 * 1024
+    limit = 128 * 1024
     parser = Parser(limit)
     tracemalloc.start()
     try:
@@ -297,4 +297,4 @@ def test_memory_is_bounded_whatever_never_ends(endless: Callable[[], Iterator[by
     finally:
         tracemalloc.stop()
     # Twice: a bytearray that grows is copied. The rest is one feed's lines.
-    assert peak < 2 * limit + 200 * 1024
+    assert peak < 2 * limit + 100 * 1024
