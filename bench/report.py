@@ -8,7 +8,7 @@ Rule 3: where a peer is ahead of rawstream, the report says so, by how much, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -314,11 +314,20 @@ def readme(results: Results) -> str:
     lines += [
         "",
         f"Measured {settings.get('date', '?')[:10]} on {env.get('cpu')}, {env.get('kernel')}, Python "
-        f"{env.get('python')} (scale “{settings.get('scale')}”): medians, by `python -m bench run all`. As a gateway, "
+        f"{env.get('python')} (scale “{settings.get('scale')}”): medians, by `{_command(settings)}`. As a gateway, "
         "“uvicorn + Starlette” relays with httpx. Best of the servers people use; the bare floors, which the goals "
         "name, are none.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _command(settings: Mapping[str, object]) -> str:
+    scale, budget = settings.get("scale"), settings.get("budget_minutes")
+    return (
+        "python -m bench run all"
+        + (f" --{scale}" if scale != "full" else "")
+        + (f" --budget {budget:g}" if budget else "")
+    )
 
 
 def _readme_row(
