@@ -27,7 +27,8 @@ from urllib.parse import SplitResult, urlsplit
 from rawstream.errors import MisuseError, RawstreamError, SettingsError, UpstreamFailed
 from rawstream.settings import Settings
 from rawstream.sources.http_connection import Connection, Origin, dial, read_buffer
-from rawstream.wire.http1_client import CloseBody, ResponseHead
+from rawstream.wire.http1_bodies import CloseBody
+from rawstream.wire.http1_client import ResponseHead
 
 FINISH: Final = 0.1
 """Seconds that a finished answer's connection may take to say that it is over, before it is given up."""

@@ -2,10 +2,8 @@
 
 Rule 1: h11 writes the request's head and judges the connection's life (keep-alive or not, order of things). The raw
         response head is read here first, strictly; h11 is told what decides, in a head of our own.
-Rule 2: body bytes do not pass through h11 (10 µs per chunk). They are decoded here, many chunks in a few steps.
-Rule 3: whatever is not HTTP/1.x to the letter is ``UpstreamFailed``: a lenient reader is what smuggling needs.
-Rule 4: a body says how it ended. Cut before its own end: ``UpstreamFailed``. Ended by the closing of the connection:
-        ``self_delimited`` is false, and only the caller, who knows the content, can tell whether it is whole.
+Rule 2: whatever is not HTTP/1.x to the letter is ``UpstreamFailed``: a lenient reader is what smuggling needs.
+Rule 3: body bytes do not pass through h11; ``http1_bodies`` decodes them, and says how a body ended.
 
 One cycle: ``request`` … ``receive_head`` until it gives a head … ``decode`` until ``ended`` … ``next_cycle``.
 """
@@ -15,33 +13,25 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from typing import ClassVar, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import h11
 import msgspec
 
 from rawstream.errors import MisuseError, UpstreamFailed
 from rawstream.wire.guard import TOKEN
+from rawstream.wire.http1_bodies import Body, ChunkedBody, CloseBody, LengthBody
 
 MAX_HEAD: Final = 32 * 1024
 """Bytes of a whole response head, the empty line included."""
 MAX_FIELDS: Final = 100
-MAX_LINE: Final = 16 + 256 + 2
-"""Bytes of a chunk's size line: 16 digits, an extension of 256 bytes, CRLF."""
-MAX_TRAILERS: Final = 8 * 1024
 
 Framing: TypeAlias = Literal["chunked", "length", "close", "none"]
 
 _STATUS_LINE: Final = r"HTTP/(1\.[01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?\r\n"
-_FIELD_LINE: Final = rf"{TOKEN}+:[\t\x20-\x7e\x80-\xff]*\r\n"
 _HEAD: Final = re.compile(rf"{_STATUS_LINE}((?:{TOKEN}++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+)\r\n")
 _START: Final = b"HTTP/1."
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
-_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,16}")
-_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e]*)?\r\n")
-_SIZE_LINE_SO_FAR: Final = re.compile(rb"[0-9A-Fa-f]{0,16}(?:(?<=[0-9A-Fa-f])(?:;[\t\x20-\x7e]*)?\r?)?")
-_TRAILER: Final = re.compile(_FIELD_LINE.encode())
-_CUT: Final = "the upstream cut its stream"
 
 
 class ResponseHead(msgspec.Struct, frozen=True, gc=False):
@@ -100,197 +90,6 @@ def _framing(headers: Sequence[tuple[str, str]], version: str) -> tuple[Framing,
     if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
         raise UpstreamFailed("the upstream's Content-Length is not one plain number")
     return "length", int(lengths[0])
-
-
-# --- bodies -------------------------------------------------------------------------------------------------
-
-
-class _Sizes(dict[bytes, int]):
-    """Chunk sizes by their text, so that a common one costs a look-up. -1: not a plain size."""
-
-    _MOST: Final = 4096
-
-    def __missing__(self, text: bytes) -> int:
-        size = int(text, 16) if _SIZE.fullmatch(text) else -1
-        if len(self) < self._MOST and len(text) <= 4:
-            self[text] = size
-        return size
-
-
-_SIZES: Final = _Sizes()
-
-
-class LengthBody:
-    """A body of announced length."""
-
-    __slots__ = ("_left", "ended", "surplus")
-    fault: ClassVar[None] = None
-
-    def __init__(self, length: int) -> None:
-        self._left = length
-        self.ended = length == 0
-        self.surplus = False
-        """Did bytes come after the end? Then nobody knows what the connection's next bytes are."""
-
-    @property
-    def buffered(self) -> int:
-        return 0
-
-    def decode(self, data: bytes) -> bytes:
-        """The body's part of ``data``."""
-        if len(data) > self._left:
-            self.surplus = True
-            data = data[: self._left]
-        self._left -= len(data)
-        self.ended = self._left == 0
-        return data
-
-    def eof(self) -> None:
-        """The connection ended. Raises UpstreamFailed when that was before the body's end."""
-        if not self.ended:
-            raise UpstreamFailed(_CUT, detail=f"{self._left} bytes of the announced length are missing")
-
-
-class CloseBody:
-    """A body that lasts as long as the connection."""
-
-    __slots__ = ("ended", "surplus")
-    fault: ClassVar[None] = None
-
-    def __init__(self) -> None:
-        self.ended = False
-        self.surplus = False
-
-    @property
-    def buffered(self) -> int:
-        return 0
-
-    def decode(self, data: bytes) -> bytes:
-        return data
-
-    def eof(self) -> None:
-        self.ended = True
-
-
-class ChunkedBody:
-    """A body in the chunked coding (RFC 9112 §7.1). Strict; extensions and trailers are checked and dropped.
-
-    Theory of operation: an event stream comes as many small chunks whose data holds no CRLF. Between two chunks a
-    split at CRLF therefore gives sizes and data in turn; when every size is its data's length, they *are* the chunks.
-    Whatever else there is goes element by element.
-    """
-
-    __slots__ = ("_closing", "_left", "_tail", "_trailers", "ended", "fault", "surplus")
-
-    def __init__(self) -> None:
-        self._left = 0
-        """Bytes of the present chunk's data that are still to come."""
-        self._closing = False
-        """Is the CRLF after a chunk's data due?"""
-        self._trailers = -1
-        """Bytes that trailers may still take; -1: not there yet."""
-        self._tail = b""
-        """The start of an unfinished element: a size line, a CRLF, a trailer."""
-        self.fault: UpstreamFailed | None = None
-        """What was wrong after good data: the data is given out first, this is to be raised next."""
-        self.ended = False
-        self.surplus = False
-
-    @property
-    def buffered(self) -> int:
-        """Bytes taken that belong to an unfinished element."""
-        return len(self._tail)
-
-    def decode(self, data: bytes) -> bytes:
-        """The data of the chunks in ``data``, joined. Raises UpstreamFailed for bad framing.
-
-        Good data that came before a fault is given out first; ``fault`` is then set.
-        """
-        pieces: list[bytes] = []
-        try:
-            self._take(self._tail + data if self._tail else data, pieces)
-        except UpstreamFailed as fault:
-            self.fault = fault
-            if not pieces:
-                raise
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _take(self, data: bytes, pieces: list[bytes]) -> None:
-        """Decode element by element, or many chunks at once; keep the start of an unfinished element."""
-        self._tail = b""
-        tried = False
-        while data and not self.ended and not self._tail:
-            if self._left:
-                pieces.append(data[: self._left])
-                data = data[self._left :]
-                self._left -= len(pieces[-1])
-                self._closing = not self._left
-            elif self._closing:
-                if not b"\r\n".startswith(data[:2]):
-                    raise UpstreamFailed("the upstream's chunk is not followed by CRLF")
-                self._closing = len(data) < 2
-                self._tail = data if self._closing else b""
-                data = data[2:]
-            elif self._trailers >= 0:
-                data = self._trailer(data)
-            elif tried:
-                data = self._size(data)
-            else:
-                tried = True
-                data = _whole_chunks(data, pieces)
-        if self.ended and data:
-            self.surplus = True
-
-    def eof(self) -> None:
-        """The connection ended. Raises UpstreamFailed when that was before the last chunk."""
-        if self.fault is not None:
-            raise self.fault
-        if not self.ended:
-            raise UpstreamFailed(_CUT, detail="the connection ended before the last chunk")
-
-    def _size(self, data: bytes) -> bytes:
-        end = data.find(b"\n", 0, MAX_LINE) + 1
-        if not end:
-            if len(data) >= MAX_LINE or not _SIZE_LINE_SO_FAR.fullmatch(data):
-                raise UpstreamFailed("the upstream's chunk size is malformed")
-            self._tail = data
-            return b""
-        match = _SIZE_LINE.fullmatch(data, 0, end)
-        if match is None:
-            raise UpstreamFailed("the upstream's chunk size is malformed")
-        self._left = int(match.group(1), 16)
-        if not self._left:
-            self._trailers = MAX_TRAILERS
-        return data[end:]
-
-    def _trailer(self, data: bytes) -> bytes:
-        end = data.find(b"\n", 0, self._trailers) + 1
-        if not end:
-            if len(data) >= self._trailers:
-                raise UpstreamFailed("the upstream's trailers are too long")
-            self._tail = data
-            return b""
-        if end == 2 and data[0] == 13:
-            self.ended = True
-        elif not _TRAILER.fullmatch(data, 0, end):
-            raise UpstreamFailed("the upstream's trailers are malformed")
-        self._trailers -= end
-        return data[end:]
-
-
-def _whole_chunks(data: bytes, pieces: list[bytes]) -> bytes:
-    """Add the data of the whole chunks at the front of ``data`` to ``pieces``, if all are plain; return the rest."""
-    parts = data.split(b"\r\n")
-    pairs = (len(parts) - 1) // 2
-    sizes = [_SIZES[text] for text in parts[0 : 2 * pairs : 2]]
-    chunks = parts[1 : 2 * pairs : 2]
-    if 0 in sizes or sizes != list(map(len, chunks)):
-        return data
-    pieces += chunks
-    return b"\r\n".join(parts[2 * pairs :])
-
-
-Body: TypeAlias = LengthBody | CloseBody | ChunkedBody
 
 
 # --- the connection -----------------------------------------------------------------------------------------
