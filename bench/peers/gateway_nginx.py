@@ -1,0 +1,97 @@
+"""nginx as streaming manuals have it: ``proxy_buffering off``, HTTP/1.1 and keep-alive upstream."""
+
+from __future__ import annotations
+
+import getpass
+import resource
+import shutil
+from urllib.parse import urlsplit
+
+from bench.peers.contract import BACKLOG, GATEWAY_PATHS, Peer, PeerContext, output_of
+
+_CONFIG = """\
+daemon off;
+worker_processes 1;
+pid {workdir}/nginx.pid;
+error_log stderr error;
+{user}
+worker_rlimit_nofile {files};
+events {{
+    worker_connections 20000;
+}}
+http {{
+    access_log off;
+    client_body_temp_path {workdir}/body;
+    proxy_temp_path {workdir}/proxy;
+    fastcgi_temp_path {workdir}/fastcgi;
+    uwsgi_temp_path {workdir}/uwsgi;
+    scgi_temp_path {workdir}/scgi;
+    upstream model {{
+        server {upstream};
+        keepalive 1024;
+        keepalive_requests 1000000;
+    }}
+    server {{
+        listen {host}:{port} backlog={backlog};
+        keepalive_requests 1000000;
+        location / {{
+            proxy_pass http://model;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+            proxy_read_timeout 3600s;
+            proxy_send_timeout 3600s;
+            send_timeout 3600s;
+        }}
+    }}
+}}
+"""
+
+
+def _nginx() -> str | None:
+    return shutil.which("nginx", path="/usr/sbin:/usr/local/sbin") or shutil.which("nginx")
+
+
+def _command(ctx: PeerContext) -> list[str]:
+    config = ctx.workdir / "nginx.conf"
+    # Started by root, nginx would give its worker to 'nobody', who cannot write into the work folder.
+    user = f"user {getpass.getuser()};" if getpass.getuser() == "root" else ""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    config.write_text(
+        _CONFIG.format(
+            files=40000 if hard == resource.RLIM_INFINITY else min(40000, hard),
+            workdir=ctx.workdir,
+            user=user,
+            upstream=urlsplit(ctx.upstream).netloc,
+            host=ctx.host,
+            port=ctx.port,
+            backlog=BACKLOG,
+        )
+    )
+    return [str(_nginx()), "-e", "stderr", "-p", str(ctx.workdir), "-c", str(config)]
+
+
+def _version(ctx: PeerContext) -> str:
+    nginx = _nginx()
+    return "nginx " + (output_of(nginx, "-v").rpartition("/")[2] if nginx else "?")
+
+
+def _missing(ctx: PeerContext) -> str | None:
+    return None if _nginx() else "nginx is not installed (python -m bench peers --install --apt)"
+
+
+PEERS = (
+    Peer(
+        name="nginx",
+        kind="gateway",
+        command=_command,
+        paths=GATEWAY_PATHS,
+        version=_version,
+        missing=_missing,
+        stats=None,
+        notes=(
+            "proxy_buffering off, proxy_http_version 1.1, 'Connection' cleared, keepalive 1024, one worker "
+            "(and its master), no access log, timeouts of an hour. Bytes, unread."
+        ),
+    ),
+)

@@ -1,0 +1,3 @@
+module rawstreambench
+
+go 1.19
