@@ -612,12 +612,12 @@ export class ChatClient {
   }
 
   async #start(messages) {
-    const turn = (this.#turn = { stream: null });
+    const turn = (this.#turn = { stream: null, last: null });
     const fresh = { text: "", tokens: 0, error: null, retry: null, streamId: null, finishReason: null };
     this.#set({ ...fresh, status: "connecting", messages: Object.freeze(messages) }, true);
     // Whoever sends and takes it back at once (React's StrictMode mounts everything twice) has asked for nothing.
     await null;
-    if (turn !== this.#turn) return this.#state;
+    if (turn !== this.#turn) return turn.last;
     const { history, ...options } = this.#options;
     const talk = history && this.#input.messages === undefined ? { prompt: undefined, messages } : {};
     const body = { ...options.body, ...this.#input.body };
@@ -638,7 +638,7 @@ export class ChatClient {
     } catch (error) {
       if (turn === this.#turn) this.#end(turn.stream.state === "stopped" ? "stopped" : "failed", false, { error });
     }
-    return this.#state;
+    return turn.last;
   }
 
   async #take(turn) {
@@ -662,6 +662,7 @@ export class ChatClient {
     const { text, messages } = this.#state;
     const said = this.#options.history && text ? [{ role: "assistant", content: text }] : [];
     this.#set({ ...more, status, retry: null, messages: Object.freeze([...messages, ...said]) }, now);
+    turn.last = this.#state;
   }
 
   #set(changes, now = false) {
