@@ -492,8 +492,11 @@ class Credit {
         this.#told = consumed;
         failures = 0;
       } catch (cause) {
-        if (++failures > 4) this.fail(new StreamError("the credit cannot be told", { code: "credit_failed", cause }));
-        if (failures > 4) this.end();
+        if (++failures > 4) {
+          this.end();
+          this.fail(new StreamError("the credit cannot be told", { code: "credit_failed", cause }));
+          break;
+        }
         await new Promise((resolve) => setTimeout(resolve, Math.random() * 200 * 2 ** failures));
       }
     }

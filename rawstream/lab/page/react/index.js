@@ -85,7 +85,8 @@ export function StreamingResponse({
 
 /** A button that stays focusable: `disabled` would throw the focus away in the moment the answer ends. */
 function Control({ enabled, onPress, label }) {
-  return h("button", { type: "button", "aria-disabled": !enabled, onClick: enabled ? () => onPress() : undefined }, label);
+  const onClick = enabled ? () => void onPress() : undefined;
+  return h("button", { type: "button", "aria-disabled": !enabled, onClick }, label);
 }
 
 function Answer({ text, isStreaming, renderMarkdown }) {
