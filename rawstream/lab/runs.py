@@ -133,14 +133,9 @@ class Run:
 
     def _finished(self) -> bool:
         """Is there nothing more to be seen? (A run whose readers have left can still be reconnected.)"""
-        return (
-            self._app.draining
-            or all(
-                lane.over and all(reader.at_end or not reader.open for reader in lane.readers)
-                for lane in self.lanes.values()
-            )
-            and not any(lane.left_at is not None for lane in self.lanes.values())
-        )
+        if self._app.draining:
+            return True
+        return all(lane.left_at is None and lane.over for lane in self.lanes.values())
 
     def _credit(self, reader: Reader) -> None:
         """The reader says what it has read."""
