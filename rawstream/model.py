@@ -38,7 +38,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     total_tokens: int = 0
 
 
-class Token(msgspec.Struct, frozen=True):
+class Token(msgspec.Struct, frozen=True, gc=False):
     """One step of an answer. Sources of one's own yield plain ``str``; an upstream yields these, losing nothing."""
 
     text: str = ""

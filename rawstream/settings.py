@@ -30,12 +30,8 @@ class Settings:
     port: int = _setting(8000, "Listening", "count", "TCP port; 0 picks a free one.")
     uds: str | None = _setting(None, "Listening", "path", "Listen on this Unix socket instead of TCP.")
     workers: int = _setting(1, "Listening", "count", "Server processes.")
-    backlog: int = _setting(
-        1024, "Listening", "count", "Connections the kernel may hold before we accept them."
-    )
-    loop: str = _setting(
-        "auto", "Listening", "text", "Event loop: auto (uvloop where it is there), uvloop or asyncio."
-    )
+    backlog: int = _setting(1024, "Listening", "count", "Connections the kernel may hold before we accept them.")
+    loop: str = _setting("auto", "Listening", "text", "Event loop: auto (uvloop where it is there), uvloop or asyncio.")
 
     # --- where tokens come from
     source: str | None = _setting(
@@ -80,9 +76,7 @@ class Settings:
     upstream_read_limit: int = _setting(
         8 * KiB, "Source", "bytes", "Reader limit of upstream connections: reading pauses at twice this."
     )
-    upstream_max_event: int = _setting(
-        MiB, "Source", "bytes", "Longest single event taken from the upstream."
-    )
+    upstream_max_event: int = _setting(MiB, "Source", "bytes", "Longest single event taken from the upstream.")
     upstream_pool: int = _setting(100, "Source", "count", "Idle keep-alive connections kept to the upstream.")
     upstream_pool_idle: float = _setting(
         4.0,
@@ -157,12 +151,8 @@ class Settings:
     max_request_line: int = _setting(8 * KiB, "Requests", "bytes", "Longest request line (414).")
     max_fields: int = _setting(100, "Requests", "count", "Most header fields in a request (431).")
     max_body: int = _setting(8 * MiB, "Requests", "bytes", "Longest request body (413).")
-    head_timeout: float = _setting(
-        10.0, "Requests", "seconds", "Time for a whole request head to arrive (408)."
-    )
-    body_timeout: float = _setting(
-        30.0, "Requests", "seconds", "Time for a whole request body to arrive (408)."
-    )
+    head_timeout: float = _setting(10.0, "Requests", "seconds", "Time for a whole request head to arrive (408).")
+    body_timeout: float = _setting(30.0, "Requests", "seconds", "Time for a whole request body to arrive (408).")
     keepalive_timeout: float = _setting(
         75.0,
         "Requests",
@@ -226,20 +216,14 @@ class Settings:
     @property
     def loopback_only(self) -> bool:
         """True when no other machine can reach the listening socket."""
-        return (
-            self.uds is not None
-            or self.host in ("127.0.0.1", "::1", "localhost")
-            or self.host.startswith("127.")
-        )
+        return self.uds is not None or self.host in ("127.0.0.1", "::1", "localhost") or self.host.startswith("127.")
 
     @property
     def lab_enabled(self) -> bool:
         return self.loopback_only if self.lab is None else self.lab
 
 
-FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {
-    field.name: field for field in dataclasses.fields(Settings)
-}
+FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {field.name: field for field in dataclasses.fields(Settings)}
 
 _CHOICES: Final = {
     "loop": ("auto", "uvloop", "asyncio"),
@@ -265,9 +249,7 @@ def check(settings: Settings) -> None:
             if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
                 raise ValueError(f"{name} must be more than 0, not {value!r}")
     if settings.write_low > settings.write_high:
-        raise ValueError(
-            f"write_low ({settings.write_low}) must not exceed write_high ({settings.write_high})"
-        )
+        raise ValueError(f"write_low ({settings.write_low}) must not exceed write_high ({settings.write_high})")
     if settings.port > 65535:
         raise ValueError(f"port must be at most 65535, not {settings.port}")
     if settings.upstream is not None and settings.source is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -62,6 +63,9 @@ def run(loaded: config.Loaded) -> int:
     for warning in [*loaded.warnings, held_warning(settings, kernel_takes(settings))]:
         if warning is not None:
             log.warning("%s", warning)
+    # What is there now stays: the collector need not look at it again with every thousand streams.
+    gc.collect()
+    gc.freeze()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_serve(settings, source))
 

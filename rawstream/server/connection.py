@@ -1,35 +1,21 @@
-"""One client connection: bytes in, requests out, one task, one deadline.
+"""One client connection: bytes in, requests out, one task.
 
 Rule 1: one task per connection reads requests and answers them, one after the other. Pipelined requests wait.
-Rule 2: reading never stops while an answer streams, or the client could not be seen to leave. What it sends
-        meanwhile is kept for the next request, up to ``surplus`` bytes; who sends more is cut.
-Rule 3: what the transport says (marks, loss) goes to the gate, and from nowhere else.
-Rule 4: every wait has a deadline. They share one ``Deadline``, since a connection waits for one thing at a time.
-
-The asyncio side is a ``Protocol`` of our own with a plain ``StreamReader`` and ``StreamWriter`` on it; the wait for
-the client is ``StreamWriter.drain()``, which ends in the gate (``_drain_helper``).
+Rule 2: every wait has a deadline: for a head, for a body, between requests, for the end to leave.
+Rule 3: a connection is closed politely (flush, FIN, let the peer read what it was told), but never without end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-from rawstream.errors import ClientDisconnected, ClientMisbehaved, ClientStalled, ProtocolViolation, RawstreamError
-from rawstream.flow import kernel
-from rawstream.flow.deadlines import Deadline, Sweeper
-from rawstream.flow.gate import Gate
-from rawstream.flow.watch import Finding, StreamWatch
+from rawstream.errors import ClientDisconnected, ProtocolViolation, RawstreamError
+from rawstream.server.link import READ, Link, nothing
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead, ServerCodec
-
-_READ = 16 * 1024
-_DISCARD = 256 * 1024
-"""Bytes of an unwanted request body that are read and thrown away, so that the refusal reaches its sender."""
 
 
 class Host(Protocol):
@@ -55,204 +41,39 @@ class _Quiet(Exception):
     """Close without a word: an idle connection's time is up."""
 
 
-class Connection(asyncio.Protocol):
-    """The protocol object of one accepted socket."""
+class Connection(Link):
+    """A link that speaks HTTP/1.1."""
 
-    __slots__ = (
-        "_close_waiter",
-        "_deadline",
-        "_discarded",
-        "_eof",
-        "_on_deadline",
-        "_served",
-        "_unread",
-        "codec",
-        "gate",
-        "host",
-        "interrupt",
-        "loop",
-        "reader",
-        "rwnd_seen",
-        "streaming",
-        "task",
-        "transport",
-        "writer",
-        "written",
-    )
+    __slots__ = ("_served", "codec", "host", "task")
 
-    transport: asyncio.Transport
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
     codec: ServerCodec
     task: asyncio.Task[None]
-    _deadline: Deadline
 
     def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(host.settings, loop)
         self.host = host
-        self.loop = loop
-        self.gate = Gate()
-        self.interrupt: Callable[[RawstreamError], object] | None = None
-        """Ends the stream that runs on this connection, if one does."""
-        self.streaming = False
-        self.written = 0
-        """Bytes given to the transport, in all."""
-        self.rwnd_seen = 0.0
-        """``rwnd_limited`` (seconds) at the end of the last stream that waited."""
         self._served = 0
-        self._unread = 0
-        self._discarded = -1  # -1: not discarding
-        self._eof = False
-        self._close_waiter: asyncio.Future[None] | None = None
-        self._on_deadline: Callable[[], object] = self._nothing
-
-    # --- what the transport tells us ---------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        settings = self.host.settings
-        self.transport = cast(asyncio.Transport, transport)
-        self.transport.set_write_buffer_limits(high=settings.write_high, low=settings.write_low)
-        self.reader = asyncio.StreamReader(limit=max(settings.surplus, _READ) // 2, loop=self.loop)
-        self.reader.set_transport(transport)
-        self.writer = asyncio.StreamWriter(self.transport, self, self.reader, self.loop)
+        super().connection_made(transport)
+        settings = self.settings
         self.codec = ServerCodec(
             max_head=settings.max_head,
             max_request_line=settings.max_request_line,
             max_fields=settings.max_fields,
             max_body=settings.max_body,
         )
-        self._deadline = Sweeper.of(self.loop).deadline(self._deadline_due)
         self.host.connection_opened(self)
         self.task = self.loop.create_task(self._serve(), name="connection")
 
-    def data_received(self, data: bytes) -> None:
-        if self._discarded >= 0:
-            self._discarded += len(data)
-            if self._discarded > _DISCARD:
-                self.transport.abort()
-            return
-        self._unread += len(data)
-        if self.streaming and self._unread + self.codec.buffered > self.host.settings.surplus:
-            self.lose(ClientMisbehaved(f"the client sent more than {self.host.settings.surplus} bytes during a stream"))
-            return
-        self.reader.feed_data(data)
-
-    def eof_received(self) -> bool:
-        self._eof = True
-        if self._discarded >= 0:
-            self.transport.abort()
-            return True
-        self.reader.feed_eof()
-        if self.streaming:
-            self.leave_on_half_close()
-        return True  # the write side stays open: a request may be complete, and its answer owed
-
-    def stream_begins(self, interrupt: Callable[[RawstreamError], object]) -> None:
-        """From now on the loss of the connection, a FIN or surplus bytes end the stream, through ``interrupt``."""
-        self.interrupt = interrupt
-        self.streaming = True
-        if self.gate.reason is not None:
-            interrupt(self.gate.reason)
-        else:
-            self.leave_on_half_close()
-
-    def stream_ends(self) -> None:
-        """The stream is over; the connection waits for nothing. Idempotent."""
-        self.streaming = False
-        self.interrupt = None
-        self.clear_deadline()
-
-    def leave_on_half_close(self) -> None:
-        """A FIN seen while (or before) a stream runs: the client has gone, unless the settings say it still reads."""
-        if self._eof and self.host.settings.half_close == "leave":
-            self.lose(ClientDisconnected("the client closed its side"))
-
-    def pause_writing(self) -> None:
-        self.gate.pause()
-
-    def resume_writing(self) -> None:
-        self.gate.resume()
-
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost(ClientDisconnected("the client closed the connection"))
-        self._deadline.close()
-        if not self._eof:
-            self._eof = True
-            self.reader.feed_eof()
-        if self._close_waiter is not None and not self._close_waiter.done():
-            self._close_waiter.set_result(None)
+        super().connection_lost(exc)
         self.host.connection_closed(self)
 
-    def _drain_helper(self) -> Coroutine[Any, Any, None]:
-        """What ``StreamWriter.drain()`` waits for."""
-        return self.gate.wait_open()
-
-    def _get_close_waiter(self, stream: asyncio.StreamWriter) -> asyncio.Future[None]:
-        """What ``StreamWriter.wait_closed()`` waits for."""
-        if self._close_waiter is None:
-            self._close_waiter = self.loop.create_future()
-            if self.transport.is_closing() and self.gate.reason is not None:
-                self._close_waiter.set_result(None)
-        return self._close_waiter
-
-    # --- ends ------------------------------------------------------------------------------------------------
-
-    def _lost(self, reason: RawstreamError) -> None:
-        self.gate.lose(reason)
-        interrupt, self.interrupt = self.interrupt, None
-        if interrupt is not None:
-            interrupt(self.gate.reason or reason)
-
-    def lose(self, reason: RawstreamError) -> None:
-        """Cut the connection now, for ``reason``. What is buffered is thrown away."""
-        self._lost(reason)
-        self.transport.abort()
-
-    def reset(self) -> None:
-        """Cut the connection with a reset, so that a body delimited by its close is not taken for whole."""
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.transport.abort()
-
-    # --- deadlines -------------------------------------------------------------------------------------------
-
-    def _nothing(self) -> None:
-        """No deadline is set."""
-
-    def _deadline_due(self) -> None:
-        self._on_deadline()
-
-    def set_deadline(self, at: float, callback: Callable[[], object]) -> None:
-        """``callback`` runs at ``at`` (monotonic seconds), in place of what was set before."""
-        self._on_deadline = callback
-        self._deadline.set(at)
-
-    def clear_deadline(self) -> None:
-        self._on_deadline = self._nothing
-        self._deadline.clear()
-
-    # --- levels ----------------------------------------------------------------------------------------------
-
     @property
-    def sock(self) -> kernel.SocketLike | None:
-        return cast("kernel.SocketLike | None", self.transport.get_extra_info("socket"))
-
-    def kernel_queue(self) -> kernel.KernelQueue | None:
-        """What the kernel still holds for the client."""
-        sock = self.sock
-        return None if sock is None else kernel.send_queue(sock.fileno())
-
-    def unwritten(self) -> tuple[int, int]:
-        """Bytes the client's kernel has (taken, not yet taken) of all that was written."""
-        queue = self.kernel_queue()
-        waiting = self.transport.get_write_buffer_size() + (queue.total if queue else 0)
-        return self.written - waiting, waiting
-
-    def write(self, data: bytes) -> None:
-        self.written += len(data)
-        self.writer.write(data)
-
-    # --- the task --------------------------------------------------------------------------------------------
+    def kept(self) -> int:
+        """Bytes that the client sent and that belong to no request yet."""
+        return self._unread + self.codec.buffered
 
     async def _serve(self) -> None:
         try:
@@ -275,7 +96,7 @@ class Connection(asyncio.Protocol):
 
     async def read_some(self) -> bytes:
         """Bytes from the client; b'' at the end. Raises what a deadline set."""
-        data = await self.reader.read(_READ)
+        data = await self.reader.read(READ)
         self._unread -= len(data)
         return data
 
@@ -289,7 +110,7 @@ class Connection(asyncio.Protocol):
         head = codec.next_head()
         if head is not None:
             return head
-        settings = self.host.settings
+        settings = self.settings
         waiting_for_first_byte = not codec.buffered
         if self._served and waiting_for_first_byte:
             self.set_deadline(monotonic() + settings.keepalive_timeout, self._idle_too_long)
@@ -311,22 +132,22 @@ class Connection(asyncio.Protocol):
                 self._set_head_deadline()
 
     def _set_head_deadline(self) -> None:
-        self.set_deadline(monotonic() + self.host.settings.head_timeout, self._head_too_late)
+        self.set_deadline(monotonic() + self.settings.head_timeout, self._head_too_late)
 
     def expect_body(self) -> None:
         """The request's body must be complete within ``body_timeout``; the read fails otherwise."""
-        self.set_deadline(monotonic() + self.host.settings.body_timeout, self._body_too_late)
+        self.set_deadline(monotonic() + self.settings.body_timeout, self._body_too_late)
 
     def _idle_too_long(self) -> None:
         self.reader.set_exception(_Quiet())
 
     def _head_too_late(self) -> None:
-        timeout = self.host.settings.head_timeout
+        timeout = self.settings.head_timeout
         error = ProtocolViolation(f"the request head did not arrive within {timeout:g} s", status=408)
         self.reader.set_exception(error)
 
     def _body_too_late(self) -> None:
-        timeout = self.host.settings.body_timeout
+        timeout = self.settings.body_timeout
         error = ProtocolViolation(f"the request body did not arrive within {timeout:g} s", status=408)
         self.reader.set_exception(error)
 
@@ -334,51 +155,12 @@ class Connection(asyncio.Protocol):
         """The server drains: a connection between two requests has nothing more to wait for."""
         codec = self.codec
         between = codec.body_complete and not codec.buffered and not self._unread
-        if between and self.interrupt is None and self._on_deadline is not self._nothing:
+        if between and self.interrupt is None and self._on_deadline is not nothing:
             self.reader.set_exception(_Quiet())
-
-    # --- flushing and closing --------------------------------------------------------------------------------
-
-    async def flush(self, *, timeout: float | None = None) -> None:
-        """Wait until the kernel has all that was written.
-
-        With ``timeout`` (seconds): cut when that time is over. Without: cut a client that takes nothing for
-        ``stall_timeout``. Raises the reason of the loss.
-        """
-        if self.transport.get_write_buffer_size() == 0:
-            self.gate.check()
-            return
-        settings = self.host.settings
-        if timeout is not None:
-            reason = ClientStalled(f"the end of the answer was not taken within {timeout:g} s")
-            self.set_deadline(monotonic() + timeout, lambda: self.lose(reason))
-        elif self._on_deadline is self._nothing:
-            self._watch_flush()
-        self.transport.set_write_buffer_limits(high=0)
-        try:
-            await self.writer.drain()
-        finally:
-            self.transport.set_write_buffer_limits(high=settings.write_high, low=settings.write_low)
-            if timeout is not None or self.interrupt is None:
-                self.clear_deadline()
-
-    def _watch_flush(self) -> None:
-        stall = self.host.settings.stall_timeout
-        watch = StreamWatch(monotonic(), heartbeat=0, stall_timeout=stall, stream_timeout=float("inf"))
-
-        def look() -> None:
-            now = monotonic()
-            taken, waiting = self.unwritten()
-            if watch.look(now, taken=taken, waiting=waiting) is Finding.STALLED:
-                self.lose(ClientStalled(f"the client took nothing for {stall:g} s"))
-            else:
-                self.set_deadline(watch.next_look(now), look)
-
-        look()
 
     async def _close(self) -> None:
         """Flush, say FIN, let the peer read what it was told, and go: never longer than ``flush_timeout``."""
-        timeout = self.host.settings.flush_timeout
+        timeout = self.settings.flush_timeout
         try:
             if self.gate.reason is None and not self.transport.is_closing():
                 await self.flush(timeout=timeout)
@@ -390,7 +172,7 @@ class Connection(asyncio.Protocol):
                     waiter = self._get_close_waiter(self.writer)
                     self.set_deadline(monotonic() + timeout, self.transport.abort)
                     await waiter
-        except RawstreamError:
+        except (RawstreamError, OSError):  # OSError: asyncio's write_eof() on a socket that the peer has reset
             pass  # lost meanwhile: there is nobody to be polite to
         finally:
             self._deadline.close()

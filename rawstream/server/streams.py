@@ -43,6 +43,7 @@ from rawstream.server.demand import credit_of
 from rawstream.server.exchange import Exchange
 from rawstream.server.ids import random_id
 from rawstream.server.totals import ENDED_BY, Totals
+from rawstream.server.whole import WholeAnswers
 from rawstream.settings import Settings
 
 _CLOSING_GRACE: Final = 2.0
@@ -213,6 +214,7 @@ class Streams:
     def __init__(self, settings: Settings, observers: Sequence[Observer] = ()) -> None:
         self.settings = settings
         self.admission = Admission(settings.max_streams)
+        self.whole = WholeAnswers(self.admission)
         self.totals = Totals()
         self.observers = list(observers)
         self.pausing: asyncio.Event | None = None
@@ -241,6 +243,7 @@ class Streams:
     def shut_down(self) -> None:
         """End every stream, and refuse new ones."""
         self._stopping = ServerShutdown("the server is shutting down")
+        self.whole.end_all(self._stopping)
         for stream in self:
             stream.interruption.interrupt(self._stopping)
 

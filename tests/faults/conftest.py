@@ -10,14 +10,15 @@ from tests.support.server import ServerProcess
 
 FLAGS = (
     "--head-timeout", "1", "--body-timeout", "1", "--keepalive-timeout", "1", "--stall-timeout", "1",
-    "--heartbeat", "0", "--flush-timeout", "0.5",
+    "--heartbeat", "0", "--flush-timeout", "0.2",
 )  # fmt: skip
 """The deadlines, shortened so that they can be waited for."""
 
 
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[ServerProcess]:
-    with ServerProcess(*FLAGS) as server:
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def shared_server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """The transports of the two loops fail in different ways, so each fault meets both."""
+    with ServerProcess(*FLAGS, "--loop", request.param) as server:
         yield server
 
 

@@ -240,6 +240,7 @@ def test_who_reads_nothing_is_evicted_and_nobody_else_notices(server: ServerProc
         client.close()
 
 
+@pytest.mark.slow
 def test_a_slow_reader_is_not_a_stalled_one(server: ServerProcess) -> None:
     """Row 29, the other side: who takes something in each stall time is served for as long as it takes."""
     with Client(server.port, rcvbuf=4096) as client:

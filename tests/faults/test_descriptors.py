@@ -22,7 +22,7 @@ def test_accepting_pauses_below_the_descriptor_limit() -> None:
             streaming.send(chat(tokens=None, tokens_per_second=100))
             streaming.head()
             crowd = [Client(server.port) for _ in range(100)]
-            eventually(lambda: server.fds() >= 40, why="as many are accepted as may be")
+            eventually(lambda: server.fds() >= 36, why="as many are accepted as may be")
             streaming.until(b"token")
             for _ in range(20):
                 streaming.until(b"token")

@@ -70,14 +70,14 @@ def test_streams_may_finish_in_the_time_of_grace(number: signal.Signals) -> None
     """Those that run go on to their own end; nobody new is let in; then it exits with 0, without waiting longer."""
     with ServerProcess("--drain-timeout", "10") as server:
         with Client(server.port) as client:
-            client.send(chat(request_id="last", tokens=50, tokens_per_second=50))
+            client.send(chat(request_id="last", tokens=40, tokens_per_second=100))
             reply = client.head()
             first = client.until(b"token")
             server.signal(number)
             server.wait_line(lambda line: "ending" in line)
             eventually(lambda: refused(server.port), within=1, why="new connections are refused")
             reply.body = first + b"".join(client.parts())
-            assert (len(reply.tokens), reply.done) == (50, True)
+            assert (len(reply.tokens), reply.done) == (40, True)
             assert client.rest() == b"", "the connection is closed after it"
         assert server.wait(within=2) == 0
         assert server.ended("last")["outcome"] == "completed"
@@ -88,7 +88,7 @@ def test_readiness_goes_first() -> None:
     with ServerProcess("--drain-timeout", "10") as server:
         assert raw.ask(server.port, get("/readyz")).status == 200
         with Client(server.port) as client:
-            client.send(chat(tokens=30, tokens_per_second=60))
+            client.send(chat(tokens=30, tokens_per_second=100))
             client.head()
             client.send(get("/readyz") + get("/healthz"))
             server.signal(signal.SIGTERM)

@@ -136,6 +136,7 @@ def test_after_thousands_of_ends_of_every_kind_nothing_is_left() -> None:
             client.close()
 
 
+@pytest.mark.slow
 def test_memory_stays_near_its_limit_and_only_stalled_streams_pay() -> None:
     """Twelve stalled clients of up to 300 KiB under a limit of 1 MiB: some are cut, who reads loses nothing."""
     flags = ("--max-buffered-bytes", "1MiB", "--write-high", "300KiB", "--write-low", "4KiB", "--heartbeat", "0")

@@ -127,8 +127,8 @@ def test_a_failure_after_the_first_token_is_told_in_the_stream_and_cut(server: S
 
 def test_a_heartbeat_breaks_the_silence_and_commits_the_answer() -> None:
     """Before the first token and between tokens, in each dialect's own form; plain text has none."""
-    mock = {"tokens": 2, "tokens_per_second": 2, "first_token_seconds": 0.5}
-    with ServerProcess("--heartbeat", "0.1") as server:
+    mock = {"tokens": 2, "tokens_per_second": 4, "first_token_seconds": 0.3}
+    with ServerProcess("--heartbeat", "0.06") as server:
         beats = {"/chat": b": hb\n\n", "/v1/chat/completions": b": hb\n", "/text": b""}
         for path, beat in beats.items():
             with Client(server.port) as client:

@@ -80,6 +80,7 @@ def test_whole_is_refused_at_the_cap() -> None:
         server.assert_steady()
 
 
+@pytest.mark.slow
 def test_a_demonstration_does_not_touch_the_others() -> None:
     """While ``/chat-broken`` fills its cap, ``/chat`` is neither refused nor paused: the lab's memory is its own."""
     with ServerProcess("--lab-memory", "32MiB", "--max-buffered-bytes", "1MiB", "--flush-timeout", "0.3") as server:

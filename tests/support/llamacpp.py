@@ -54,41 +54,13 @@ def make_model(python: str, out: Path, *, embd: int = 64, layers: int = 2) -> Pa
     return out
 
 
-class LlamaCpp:
-    """A server of its own process. ``url`` is what an OpenAI client takes as its base URL."""
+class RunningLlamaCpp:
+    """A server that runs somewhere, looked at from outside. ``url`` is what an OpenAI client takes as its base URL."""
 
-    def __init__(self, python: str, model: Path, *, slots: int = 4, cores: set[int] | None = None) -> None:
-        self._argv = [python, str(_HERE), str(model)]
-        self._slots = slots
-        self._cores = cores
-        self._log = model.with_suffix(".log")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.base = f"http://127.0.0.1:{self.port}"
+    def __init__(self, base: str) -> None:
+        """``base``: ``http://127.0.0.1:9301``."""
+        self.base = base.rstrip("/").removesuffix("/v1")
         self.url = f"{self.base}/v1"
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    def start(self, *, within: float = 30.0) -> None:
-        """Start it (again) on its port, and wait until it is ready."""
-        cores = self._cores
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [*self._argv, str(self.port), str(self._slots)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
-            )
-        until = time.monotonic() + within
-        while time.monotonic() < until and self._process.poll() is None:
-            with contextlib.suppress(OSError, ValueError):
-                if self.get("/health", timeout=1.0) == {"status": "ok"}:
-                    return
-            time.sleep(0.02)
-        self.kill()
-        raise LlamaCppFailed(f"llama.cpp did not start: {self._log.read_text(errors='replace')[-2000:]}")
 
     def get(self, path: str, *, timeout: float = 5.0) -> Any:
         with urllib.request.urlopen(self.base + path, timeout=timeout) as answer:
@@ -113,6 +85,42 @@ class LlamaCpp:
     def busy(self) -> int:
         """How many slots work."""
         return sum(bool(slot["is_processing"]) for slot in self.slots())
+
+
+class LlamaCpp(RunningLlamaCpp):
+    """A server of its own process; killed when the block is left."""
+
+    def __init__(self, python: str, model: Path, *, slots: int = 4, cores: set[int] | None = None) -> None:
+        self._argv = [python, str(_HERE), str(model)]
+        self._slots = slots
+        self._cores = cores
+        self._log = model.with_suffix(".log")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        super().__init__(f"http://127.0.0.1:{self.port}")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self, *, within: float = 30.0) -> None:
+        """Start it (again) on its port, and wait until it is ready."""
+        cores = self._cores
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*self._argv, str(self.port), str(self._slots)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+            )
+        until = time.monotonic() + within
+        while time.monotonic() < until and self._process.poll() is None:
+            with contextlib.suppress(OSError, ValueError):
+                if self.get("/health", timeout=1.0) == {"status": "ok"}:
+                    return
+            time.sleep(0.02)
+        self.kill()
+        raise LlamaCppFailed(f"llama.cpp did not start: {self._log.read_text(errors='replace')[-2000:]}")
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None

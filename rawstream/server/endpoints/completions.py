@@ -75,7 +75,7 @@ class CompletionEndpoints:
         """A non-streaming answer. The client leaving cancels it as it would a stream."""
         connection = exchange.connection
         interruption = Interruption()
-        self.streams.admission.enter()
+        self.streams.whole.enter(interruption)
         connection.stream_begins(interruption.interrupt)
         timeout = self.streams.settings.stream_timeout
         late = StreamDeadline(f"the answer took longer than {timeout:g} s")
@@ -85,7 +85,7 @@ class CompletionEndpoints:
                 body = await self._whole_body(request)
         finally:
             connection.stream_ends()
-            self.streams.admission.leave()
+            self.streams.whole.leave(interruption)
         await exchange.respond_json(body)
 
     async def _whole_body(self, request: Request) -> bytes:
