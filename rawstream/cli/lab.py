@@ -56,16 +56,17 @@ def picture(question: str, sample: dict[str, Any] | None) -> Group:
     table = Table(expand=False, pad_edge=False, show_edge=False, header_style="dim")
     table.add_column("lane")
     table.add_column("source", min_width=14)
-    for title, _ in _TANKS:
-        table.add_column(title, min_width=_WIDTH)
+    for name, _ in _TANKS:
+        table.add_column(name, min_width=_WIDTH)
     table.add_column("read", justify="right")
+    notes: list[Text] = []
     for lane in [] if sample is None else sample["lanes"]:
         goes = lane["state"] == "running"
         made = Text("▶ " if goes else "■ ", style="green" if goes else "bold")
         made.append(f"{lane['tokens']['made']:,}\n{lane['rate']['made']:,.0f}/s")
         tanks = [tank(lane["bytes"][key]) for _, key in _TANKS]
         table.add_row(lane["lane"], made, *tanks, f"{lane['tokens']['read']:,}\n{lane['rate']['read']:,.0f}/s")
-    notes = [] if sample is None else [Text(f"{lane['lane']}: {lane['why']}", style="dim") for lane in sample["lanes"]]
+        notes.append(Text(f"{lane['lane']}: {lane['why']}", style="dim"))
     elapsed = "" if sample is None else f"  {sample['elapsed']:.1f} s"
     title = Text(question, style="bold").append(elapsed, style="dim not bold")
     return Group(title, Text(), table, *notes)

@@ -144,7 +144,7 @@ async def stall(show: Show) -> Report:
     }
     async with laboratory() as (_, lab):
         for name, (title, options) in variants.items():
-            spec = RunSpec(lanes=("rawstream",), tokens_per_second=None, read_rate=0.0, **options)  # type: ignore[arg-type]
+            spec = RunSpec(lanes=("rawstream",), tokens_per_second=None, read_rate=0.0, **options)
             async with running(lab, spec) as run:
                 sample = await watch_until_still(run, show)
             lane = sample["lanes"][0]
@@ -160,16 +160,21 @@ async def stall(show: Show) -> Report:
     async with laboratory(stall_timeout=1.0) as (app, lab):
         async with running(lab, RunSpec(lanes=("rawstream",), tokens_per_second=None)) as run:
             loop = asyncio.get_running_loop()
-            began = loop.time()
+            began = taken_at = loop.time()
+            taken = 0
             while not app.streams.totals.outcomes["client_stalled"] and loop.time() - began < _LONGEST:
-                show(run.sample())
+                sample = run.sample()
+                show(sample)
+                now_taken = sample["lanes"][0]["bytes"]["client_kernel"]
+                if now_taken > taken:
+                    taken, taken_at = now_taken, loop.time()
                 await asyncio.sleep(0.01)
-            took = loop.time() - began
+            took = loop.time() - taken_at
     figures["stall_timeout"] = {"set": 1.0, "cut_after": round(took, 2)}
     findings.append(
         Finding(
             "a client that takes nothing for stall_timeout is cut, and its source closed",
-            f"with stall_timeout=1s it was cut after {took:.2f} s, and the source was closed",
+            f"with stall_timeout=1s it was cut {took:.2f} s after its kernel had taken the last byte",
         )
     )
     return Report("stall", "What does a client cost that stops reading?", findings, figures)
@@ -182,15 +187,23 @@ async def eager(show: Show) -> Report:
     """Twenty slow readers, eagerly and by rawstream; then they leave."""
     spec = RunSpec(lanes=("eager", "rawstream"), readers=20, tokens_per_second=1000.0, read_rate=1000.0)
     async with laboratory() as (_, lab), running(lab, spec) as run:
-        before = await watch(run, show, 5.0)
-        at_leaving = lanes_of(before)
+        full = lanes_of(await watch(run, show, 3.0))
+        at_leaving = lanes_of(await watch(run, show, 5.0))
         await run.change(RunChange(leave=True))
         after = lanes_of(await watch(run, show, 2.0))
     wrong, right = at_leaving["eager"], at_leaving["rawstream"]
     nobody = after["eager"]["tokens"]["made"] - wrong["tokens"]["made"]
     closed = after["rawstream"]["cancel_seconds"]
+    pace = {
+        name: {
+            what: round((at_leaving[name]["tokens"][what] - full[name]["tokens"][what]) / 5.0)
+            for what in ("made", "read")
+        }
+        for name in at_leaving
+    }
     figures = {
-        "after_5_seconds": {name: _levels(lane) for name, lane in at_leaving.items()},
+        "after_8_seconds": {name: _levels(lane) for name, lane in at_leaving.items()},
+        "tokens_per_second_of_the_last_5": pace,
         "made_for_nobody_in_2_seconds": nobody,
         "rawstream_cancel_seconds": closed,
         "rawstream_made_after_leaving": after["rawstream"]["tokens"]["made"] - right["tokens"]["made"],
@@ -198,13 +211,15 @@ async def eager(show: Show) -> Report:
     findings = [
         Finding(
             "eager production piles up in the transport buffer, without a bound",
-            f"after 5 s with 20 slow readers: {size(wrong['bytes']['transport'])} there, {ahead(wrong):,} tokens ahead "
-            f"of the readers, and it grows by {wrong['rate']['made'] - wrong['rate']['read']:,.0f} tokens a second",
+            f"after 8 s with 20 slow readers: {size(wrong['bytes']['transport'])} there, {ahead(wrong):,} tokens ahead "
+            f"of the readers; it makes {pace['eager']['made']:,} tokens a second and they read "
+            f"{pace['eager']['read']:,}",
         ),
         Finding(
             "rawstream's source goes at the readers' pace instead",
-            f"{size(right['bytes']['transport'])} in its transport buffers, {ahead(right):,} tokens ahead, now "
-            f"{right['rate']['made']:,.0f} tokens a second made and {right['rate']['read']:,.0f} read",
+            f"{size(right['bytes']['transport'])} in its transport buffers, {ahead(right):,} tokens ahead; once the "
+            f"buffers were full it made {pace['rawstream']['made']:,} tokens a second, and they read "
+            f"{pace['rawstream']['read']:,}",
         ),
         Finding(
             "when the readers leave, eager production goes on, for nobody; rawstream's source is closed",

@@ -81,12 +81,10 @@ class Lane:
     def bytes(self) -> dict[str, int | None]:
         """Bytes by place, and those read so far."""
         sums: dict[str, int | None] = dict.fromkeys(PLACES, 0)
-        for stream in self.live():
-            held = 0 if stream.held is None else stream.held()
-            for place, size in stream.buffered().items():
+        for reader in self.readers:
+            for place, size in _held(reader).items():
                 before = sums[place]
-                here = None if size is None or before is None else before + size
-                sums[place] = here if place != "source" or here is None else here + held
+                sums[place] = None if size is None or before is None else before + size
         sums["client_kernel"] = sum(reader.waiting() for reader in self.readers)
         sums["read"] = sum(reader.counter.bytes for reader in self.readers)
         for place, size in sums.items():
@@ -172,6 +170,24 @@ class Lane:
         if shown["waiting_for"] == "source":
             return f"as fast as its source; {ahead:,} tokens ahead of what was read"
         return f"running, {ahead:,} tokens ahead of what was read"
+
+
+def _held(reader: Reader) -> dict[str, int | None]:
+    """Bytes on the server's side, by place. An answer that has ended may still lie in the transport and the kernel."""
+    connection = reader.connection
+    stream = reader.stream
+    source = 0
+    if stream is not None and reader.outcome is None:
+        source = stream.source_buffered() + (0 if stream.held is None else stream.held())
+    if connection is None or connection.gate.reason is not None:
+        return {"source": source}
+    queue = connection.kernel_queue()
+    return {
+        "source": source,
+        "transport": connection.transport.get_write_buffer_size(),
+        "kernel_unsent": None if queue is None else queue.unsent,
+        "kernel_unacked": None if queue is None else queue.unacked,
+    }
 
 
 def _written(stream: Stream) -> int:

@@ -105,6 +105,7 @@ class Run:
         """From now on this connection has the run's settings."""
         settings = self.settings
         connection.host = TunedHost(self._app, settings)
+        connection.settings = settings
         connection.transport.set_write_buffer_limits(high=settings.write_high, low=settings.write_low)
         sock = connection.transport.get_extra_info("socket")
         if sock is not None and self.spec.notsent_lowat is not None and self._app.settings.uds is None:

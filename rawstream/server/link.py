@@ -240,7 +240,8 @@ class Link(asyncio.Protocol):
         try:
             await self.writer.drain()
         finally:
-            self.transport.set_write_buffer_limits(high=settings.write_high, low=settings.write_low)
+            if self.gate.reason is None:  # a closed transport takes no limits (uvloop raises RuntimeError)
+                self.transport.set_write_buffer_limits(high=settings.write_high, low=settings.write_low)
             if timeout is not None or self.interrupt is None:
                 self.clear_deadline()
 
