@@ -30,7 +30,12 @@ test("nothing is sent before the first demand, and each demand reads no more tha
     await new Promise((resolve) => setImmediate(resolve)); // a reader that reads ahead would do it now
     reads.push([step.value.text, script.calls[0].reads]);
   }
-  assert.deepEqual(reads, [["a", 1], ["b", 1], ["c", 2], ["d", 3]]);
+  assert.deepEqual(reads, [
+    ["a", 1],
+    ["b", 1],
+    ["c", 2],
+    ["d", 3],
+  ]);
   assert.equal(stream.state, "done");
 });
 
@@ -57,11 +62,21 @@ test("/chat, /stream, OpenAI's chunks, the AI SDK's messages and plain text all 
   const dialects = {
     chat: [token("Hé"), token("llo"), DONE],
     stream: ["retry: 1\nid: s.1\n", token("Hé"), "id: s.2\n", token("llo"), "id: s.end\n", DONE],
-    openai: [openai({ role: "assistant", content: "" }), openai({ content: "Hé" }), openai({ content: "llo" }),
-      openai({}, "stop"), 'data: {"choices":[],"usage":{"total_tokens":2}}\n\n', DONE],
-    ui: ['data: {"type":"start"}\n\n', 'data: {"type":"text-delta","id":"t1","delta":"Héllo"}\n\n',
-      'data: {"type":"finish","finishReason":"stop"}\n\n', DONE],
-  }; // prettier-ignore
+    openai: [
+      openai({ role: "assistant", content: "" }),
+      openai({ content: "Hé" }),
+      openai({ content: "llo" }),
+      openai({}, "stop"),
+      'data: {"choices":[],"usage":{"total_tokens":2}}\n\n',
+      DONE,
+    ],
+    ui: [
+      'data: {"type":"start"}\n\n',
+      'data: {"type":"text-delta","id":"t1","delta":"Héllo"}\n\n',
+      'data: {"type":"finish","finishReason":"stop"}\n\n',
+      DONE,
+    ],
+  };
   for (const [name, chunks] of Object.entries(dialects)) {
     const whole = bytes(chunks.join(""));
     const dripped = Array.from(whole, (byte) => Uint8Array.of(byte));
@@ -84,7 +99,10 @@ test("an error in the stream is thrown, with its code, and what came before it w
     const seen = [];
     const stream = ask(script, { onEvent: ({ text }) => seen.push(text) });
     const error = await failureOf(stream.run());
-    assert.deepEqual([error.name, error.code, error.message], ["StreamError", "upstream_idle", "the upstream said nothing"]);
+    assert.deepEqual(
+      [error.name, error.code, error.message],
+      ["StreamError", "upstream_idle", "the upstream said nothing"],
+    );
     assert.deepEqual(seen, ["a"]);
     assert.equal(stream.state, "failed");
     assert.ok(script.calls[0].left, "the connection is closed");
@@ -110,7 +128,14 @@ test("a clean end behind a finish reason is an end, as some servers leave [DONE]
 });
 
 test("an event that makes no sense is reported, and the stream goes on", async () => {
-  const chunks = [token("a"), "data: {broken\n\n", 'data: {"token": 5}\n\n', 'data: {"new":"thing"}\n\n', token("b"), DONE];
+  const chunks = [
+    token("a"),
+    "data: {broken\n\n",
+    'data: {"token": 5}\n\n',
+    'data: {"new":"thing"}\n\n',
+    token("b"),
+    DONE,
+  ];
   const reported = [];
   const given = await texts(ask(scripted({ chunks }), { onMalformed: ({ raw }) => reported.push(raw) }));
   assert.deepEqual(reported, ["{broken", '{"token": 5}']);
@@ -169,10 +194,20 @@ test("silence ends the stream, and heartbeats are not silence", async () => {
 // --- repetition -----------------------------------------------------------------------------------------------------
 
 test("before the first byte, a failure is tried again after a pause; the callers are told", async () => {
-  const script = scripted(new TypeError("refused"), { status: 503, headers: { "retry-after": "0" } }, { chunks: [token("a"), DONE] });
+  const script = scripted(
+    new TypeError("refused"),
+    { status: 503, headers: { "retry-after": "0" } },
+    { chunks: [token("a"), DONE] },
+  );
   const retries = [];
   assert.equal(await ask(script, { onRetry: (retry) => retries.push(retry) }).run(), "a");
-  assert.deepEqual(retries.map(({ attempt, error }) => [attempt, error.code]), [[1, "unreachable"], [2, "http_503"]]);
+  assert.deepEqual(
+    retries.map(({ attempt, error }) => [attempt, error.code]),
+    [
+      [1, "unreachable"],
+      [2, "http_503"],
+    ],
+  );
   assert.equal(script.calls.length, 3);
 });
 
@@ -198,7 +233,11 @@ test("a refusal is an error with status, code and the time to come back; one tha
     ["slow down", "too_many", 429, 120, true],
   );
   assert.equal(later.calls.length, 1, "two minutes are told, not waited for");
-  const finals = [{ status: 400 }, { status: 503, headers: { "x-should-retry": "false" } }, { status: 404, chunks: ["<html>"] }];
+  const finals = [
+    { status: 400 },
+    { status: 503, headers: { "x-should-retry": "false" } },
+    { status: 404, chunks: ["<html>"] },
+  ];
   for (const final of finals) {
     const script = scripted(final);
     assert.equal((await failureOf(ask(script).run())).code, `http_${final.status}`);
@@ -211,10 +250,16 @@ test("a refusal is an error with status, code and the time to come back; one tha
 
 test("a stream that resumes goes on behind its last id, and only where the caller said that the server can", async () => {
   const part = (number, text) => `id: s.${number}\n${token(text)}`;
-  const answers = [{ chunks: [part(1, "a"), part(2, "b"), "id: s.3\ndata: {", "cut"] }, { chunks: [part(3, "c"), "id: s.end\n" + DONE] }];
+  const answers = [
+    { chunks: [part(1, "a"), part(2, "b"), "id: s.3\ndata: {", "cut"] },
+    { chunks: [part(3, "c"), "id: s.end\n" + DONE] },
+  ];
   const script = scripted(...answers);
   assert.equal(await ask(script, { resume: true }).run(), "abc");
-  assert.deepEqual(script.calls.map(({ headers }) => headers.get("last-event-id")), [null, "s.2"]);
+  assert.deepEqual(
+    script.calls.map(({ headers }) => headers.get("last-event-id")),
+    [null, "s.2"],
+  );
   assert.equal((await failureOf(ask(scripted(...answers)).run())).code, "cut");
 
   const anew = scripted(answers[0], { chunks: ["id: t.1\n" + token("a"), DONE] });
@@ -257,7 +302,10 @@ test("what was consumed is told, one request at a time, the newest number each t
 });
 
 test("credit that cannot be told ends the stream, which would wait for ever; a stream that is over may be gone", async () => {
-  for (const [status, expected] of [[500, "credit_failed"], [404, null]]) {
+  for (const [status, expected] of [
+    [500, "credit_failed"],
+    [404, null],
+  ]) {
     const script = scripted({ chunks: [token("a"), token("b"), ...(status === 404 ? [DONE] : ["hang"])] });
     const fetch = async (url, init) =>
       String(url).endsWith("/credit") ? new Response("", { status }) : script.fetch(url, init);
@@ -306,7 +354,10 @@ test("a batch is called once per frame, however much was pushed, and not at all 
   for (let i = 0; i < 1000; i++) push(i);
   assert.equal(batches.length, 0);
   frame();
-  assert.deepEqual(batches.map((items) => items.length), [1000]);
+  assert.deepEqual(
+    batches.map((items) => items.length),
+    [1000],
+  );
   frame();
   t.mock.timers.tick(10_000);
   assert.equal(batches.length, 1);
@@ -378,7 +429,10 @@ test("what is sent and taken back in the same breath is never sent", async () =>
   client.stop();
   const second = client.send("two");
   assert.deepEqual([(await first).status, (await second).status], ["stopped", "done"]);
-  assert.deepEqual(script.calls.map(({ body }) => body.prompt), ["two"]);
+  assert.deepEqual(
+    script.calls.map(({ body }) => body.prompt),
+    ["two"],
+  );
 });
 
 test("stop keeps what has come; regenerate asks the same again; a failure is a state, not a rejection", async () => {
@@ -409,7 +463,11 @@ test("while the server is away, the state says so and when it is asked again", a
 });
 
 test("a conversation goes with each prompt, and regenerating leaves the last answer out", async () => {
-  const script = scripted({ chunks: [token("A"), DONE] }, { chunks: [token("B"), DONE] }, { chunks: [token("C"), DONE] });
+  const script = scripted(
+    { chunks: [token("A"), DONE] },
+    { chunks: [token("B"), DONE] },
+    { chunks: [token("C"), DONE] },
+  );
   const client = chat(script, { history: true });
   await client.send("one");
   await client.send("two");

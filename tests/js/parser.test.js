@@ -43,14 +43,20 @@ test("what is not an event stream is refused, and not asked for again", async ()
 test("a line end is one as soon as it is there: a CR is not kept back to see whether an LF follows", () => {
   const parser = new SseParser();
   assert.equal(parser.feed(bytes("data: a\r\r")).length, 1);
-  assert.deepEqual(parser.feed(bytes("\ndata: b\n\n")).map(({ data }) => data), ["b"]);
+  assert.deepEqual(
+    parser.feed(bytes("\ndata: b\n\n")).map(({ data }) => data),
+    ["b"],
+  );
 });
 
 test("bytes that are not UTF-8 become U+FFFD, also where they are cut", () => {
   const broken = Uint8Array.from([...bytes("data: x"), 0xe2, 0x82, ...bytes("y\n\n")]);
   for (let at = 0; at <= broken.length; at++) {
     const { events } = parse(broken.subarray(0, at), broken.subarray(at));
-    assert.deepEqual(events.map(({ data }) => data), ["x\ufffdy"]);
+    assert.deepEqual(
+      events.map(({ data }) => data),
+      ["x\ufffdy"],
+    );
   }
 });
 

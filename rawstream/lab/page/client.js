@@ -487,7 +487,8 @@ class Credit {
         const init = { method: "POST", headers, body, ...(credentials && { credentials }) };
         const response = await fetch(this.url, init);
         await response.body?.cancel();
-        if (response.status === 404) this.end(); // the stream is over; what is left of it is on its way
+        if (response.status === 404)
+          this.end(); // the stream is over; what is left of it is on its way
         else if (!response.ok) throw new StreamError(`status ${response.status}`, { status: response.status });
         this.#told = consumed;
         failures = 0;
@@ -555,9 +556,15 @@ const nextFrame = () =>
 export class ChatClient {
   #options;
   #state = Object.freeze({
-    status: "idle", text: "", tokens: 0, messages: Object.freeze([]), error: null, retry: null, streamId: null,
+    status: "idle",
+    text: "",
+    tokens: 0,
+    messages: Object.freeze([]),
+    error: null,
+    retry: null,
+    streamId: null,
     finishReason: null,
-  }); // prettier-ignore
+  });
   #shown = this.#state;
   #listeners = new Set();
   #turn = null;
@@ -625,7 +632,10 @@ export class ChatClient {
     const talk = history && this.#input.messages === undefined ? { prompt: undefined, messages } : {};
     const body = { ...options.body, ...this.#input.body };
     turn.stream = streamChat({
-      ...options, ...this.#input, ...talk, body,
+      ...options,
+      ...this.#input,
+      ...talk,
+      body,
       onOpen: (stream) => {
         this.#set({ status: "streaming", retry: null, streamId: stream.id });
         options.onOpen?.(stream);
@@ -634,7 +644,7 @@ export class ChatClient {
         this.#set({ status: "retrying", retry });
         options.onRetry?.(retry);
       },
-    }); // prettier-ignore
+    });
     try {
       await this.#take(turn);
       if (turn === this.#turn) this.#end("done", false, { finishReason: turn.stream.finishReason });

@@ -70,7 +70,10 @@ test("send, stop and regenerate are the same functions in every render, and see 
   await seen[0].send("hello");
   await until(() => seen.at(-1).status === "done");
   for (const name of ["send", "stop", "regenerate"]) {
-    assert.ok(seen.every((chat) => chat[name] === seen[0][name]), name);
+    assert.ok(
+      seen.every((chat) => chat[name] === seen[0][name]),
+      name,
+    );
   }
   assert.equal(script.calls[0].body.seed, 2);
 });
@@ -110,7 +113,13 @@ test("StrictMode mounts twice and starts one stream; another prompt ends it and 
   assert.equal(script.calls.length, 1);
   root.render(page("two"));
   await until(() => script.calls.length === 2);
-  assert.deepEqual(script.calls.map(({ body, left }) => [body.prompt, left]), [["one", true], ["two", false]]);
+  assert.deepEqual(
+    script.calls.map(({ body, left }) => [body.prompt, left]),
+    [
+      ["one", true],
+      ["two", false],
+    ],
+  );
   root.render(page("two"));
   await until(() => container.textContent.startsWith("a"));
   assert.equal(script.calls.length, 2, "a render is no question");
@@ -121,7 +130,12 @@ test("StrictMode mounts twice and starts one stream; another prompt ends it and 
 test("assistive technology: polite, busy while it streams, the end announced, an error as an alert", async (t) => {
   const script = scripted({ chunks: [token("a"), "hang"] }, { chunks: ['data: {"error":"broke","code":"x"}\n\n'] });
   const ends = [];
-  const element = h(StreamingResponse, { url: URL_, prompt: "hi", fetch: script.fetch, onEnd: (s) => ends.push(s.status) });
+  const element = h(StreamingResponse, {
+    url: URL_,
+    prompt: "hi",
+    fetch: script.fetch,
+    onEnd: (s) => ends.push(s.status),
+  });
   const { container } = mount(t, element);
   const find = (selector) => container.querySelector(selector);
   await until(() => find("[aria-live]")?.textContent === "a");
@@ -134,7 +148,10 @@ test("assistive technology: polite, busy while it streams, the end announced, an
   await until(() => find("[role=status]").textContent === "Stopped");
   assert.equal(find("[aria-live]").getAttribute("aria-busy"), "false");
   assert.equal(document.activeElement, stop, "the focus stays where it was");
-  assert.deepEqual([stop, again].map((button) => button.getAttribute("aria-disabled")), ["true", "false"]);
+  assert.deepEqual(
+    [stop, again].map((button) => button.getAttribute("aria-disabled")),
+    ["true", "false"],
+  );
   assert.deepEqual(ends, ["stopped"]);
   again.click();
   await until(() => find("[role=alert]").textContent === "broke");
@@ -148,7 +165,8 @@ test("markdown is rendered once, at the end, and never while the answer grows", 
     return h("strong", null, text);
   };
   const { fetch } = scripted({ chunks: [token("**a"), token("b**"), DONE] });
-  const page = () => h(StreamingResponse, { url: URL_, prompt: "hi", fetch, renderMarkdown: (text) => renderMarkdown(text) });
+  const page = () =>
+    h(StreamingResponse, { url: URL_, prompt: "hi", fetch, renderMarkdown: (text) => renderMarkdown(text) });
   const { container, root } = mount(t, page());
   await until(() => container.querySelector("strong"));
   root.render(page());
