@@ -11,13 +11,14 @@ import { count, seconds } from "/page-format.js";
 const FRAME_SHARE = 6; // milliseconds of a frame for taking tokens; the rest is the browser's, to draw them
 const ASK_EVERY = 200; // milliseconds between two looks at how far the source is
 const BLOCK = 4000; // characters per paragraph: laying out one endless paragraph would cost more with every token
+const BLOCKS = 50; // paragraphs that are kept of an answer: a page that shows bounds has one too
 
 /** What the mock source is asked for; a real upstream is left at its own pace. */
 const PACES = {
   20: { tokens: 400, tokens_per_second: 20 },
   200: { tokens: 4000, tokens_per_second: 200 },
   2000: { tokens: 40000, tokens_per_second: 2000 },
-  null: { tokens: 200000, tokens_per_second: null },
+  null: { tokens: null, tokens_per_second: null },
   fail: { tokens: 400, tokens_per_second: 50, fail_after: 40 },
 };
 
@@ -114,6 +115,7 @@ class Turn {
   #consumed = 0;
   #made = 0;
   #asking = null;
+  #over = false; // the server has made and sent everything, whatever of it is still on its way
   #frames = [];
   #arrivals = [];
 
@@ -185,6 +187,7 @@ class Turn {
         this.#answer.appendChild(document.createElement("div")).append(rest);
         this.#text = rest;
       }
+      if (this.#answer.childElementCount > BLOCKS) this.#answer.firstElementChild.remove();
     }
     if (atEnd) transcript.scrollTop = transcript.scrollHeight;
   }
@@ -210,9 +213,9 @@ class Turn {
 
   /** How far the source is, as the server says. */
   async #look() {
-    if (!this.stream.id || this.#asking || document.hidden) return;
+    if (!this.stream.id || this.#asking || this.#over || document.hidden) return;
     this.#asking = fetch(`/streams/${encodeURIComponent(this.stream.id)}`)
-      .then((answer) => (answer.ok ? answer.json() : null))
+      .then((answer) => (answer.ok ? answer.json() : void (this.#over = true)))
       .then((state) => state && (this.#made = Math.max(this.#made, state.tokens)))
       .catch(() => {}) // the answer itself says when the server has gone
       .finally(() => (this.#asking = null));

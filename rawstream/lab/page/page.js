@@ -100,12 +100,12 @@ async function start() {
     const body = { lanes: taking.map((lane) => lane.name), tokens: null, seconds: RUN_SECONDS, ...settings };
     run = await Run.start(body, { sample: show, ended });
     run.settings = settings;
-    mark();
     say("Running.");
   } catch (error) {
     say(`Not started: ${error.message}.`);
   } finally {
     starting = false;
+    mark();
     able();
   }
   return undefined;
@@ -127,12 +127,18 @@ function show(state) {
     push(memory.lanes[index], lane.inProcess());
   });
   push(memory.rss, state.process.rss);
-  at("rss").value = state.process.rss;
-  at("rss").textContent = bytesText(state.process.rss);
+  resident(state.process.rss);
   const top = roundUp(Math.max(...lanes.flatMap((lane) => lane.held.slice(-HISTORY))), 64 * 1024);
   for (const lane of lanes) lane.scale(top);
   chart.ask();
   tell(state.events ?? []);
+}
+
+function resident(value) {
+  for (const id of ["rss", "rss-now"]) {
+    at(id).value = value ?? "";
+    at(id).textContent = bytesText(value);
+  }
 }
 
 function push(values, value) {
@@ -209,14 +215,16 @@ buttons.reset.addEventListener("click", async () => {
   await before?.end();
   clear();
   sliders.reset();
-  at("rss").textContent = "–";
+  resident(null);
   say("Nothing runs.");
   mark();
   able();
   buttons.start.focus();
 });
 
+// A page that goes into the browser's back/forward cache keeps its connections: whoever leaves closes them here.
 addEventListener("pagehide", () => {
+  chat.stop();
   run?.end();
   run = null;
 });
@@ -228,6 +236,6 @@ addEventListener("pageshow", (event) => {
 
 mark();
 able();
-new ChatBox();
+const chat = new ChatBox();
 new StreamTable();
 document.body.classList.add("ready");
