@@ -189,6 +189,7 @@ class Run:
             except OSError as error:
                 raise BadRequest(f"the readers cannot connect: {error}", status=503, code="lab_failed") from None
             self.note(None, "the readers connect anew")
+        self._sampled = None  # what was seen before is not what is so now
 
     # --- what is seen of it ----------------------------------------------------------------------------------
 
