@@ -161,6 +161,24 @@ def test_the_page_is_worked_by_keyboard(browser: Browser, server: ServerProcess)
     assert all(step["outline"] >= 2 for step in report["seen"])
 
 
+@pytest.mark.parametrize("lane", ["eager", "rawstream"])
+def test_many_slow_readers_fill_the_process_of_one_lane_and_not_of_the_other(
+    browser: Browser, server: ServerProcess, lane: str
+) -> None:
+    """Twenty readers at 1 KiB/s for five seconds, from the page's own figures."""
+    report = browser.run(
+        "memory", server, lane=lane, readers=20, tokensPerSecond="1,000", readRate="1 KiB/s", seconds=5
+    )
+    assert report["problems"] == []
+    print(f"{lane}: resident memory grew by {report['grown'] / 2**20:.1f} MiB")
+    if lane == "eager":
+        assert report["grown"] > 16 * 2**20
+        assert report["held"] > 20 * 64 * 1024
+    else:
+        assert report["grown"] < 8 * 2**20
+        assert report["held"] <= 20 * 16 * 1024
+
+
 # --- the chat -------------------------------------------------------------------------------------------------
 
 

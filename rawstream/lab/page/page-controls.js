@@ -50,8 +50,8 @@ const SLIDERS = [
     title: "SO_SNDBUF",
     values: [...powers(4 * KiB, 4096 * KiB), 0],
     value: 0,
-    text: (value) => (value ? sizeText(value) : "kernel's choice"),
-    hint: "of every connection",
+    text: (value) => (value ? sizeText(value) : "auto"),
+    hint: "of every connection; auto is the kernel's choice",
   },
 ];
 

@@ -36,9 +36,10 @@ export function count(value) {
   return value === null || value === undefined ? "–" : whole.format(value);
 }
 
-/** 0.0012 → "1.2 ms"; 3.4 → "3.4 s". */
+/** 0.00002 → "20 µs"; 0.0012 → "1.2 ms"; 3.4 → "3.4 s". */
 export function seconds(value) {
   if (value === null || value === undefined) return "–";
+  if (value > 0 && value < 0.0001) return `${(value * 1e6).toFixed(0)} µs`;
   if (value < 0.0995) return `${(value * 1000).toFixed(1)} ms`;
   if (value < 0.9995) return `${(value * 1000).toFixed(0)} ms`;
   return `${value.toFixed(1)} s`;

@@ -273,6 +273,7 @@ export class LaneView {
 
 /** A sentence begins with a capital and ends with a stop. */
 function sentence(text) {
+  if (text === "ended: client_stalled") return "The reader took nothing until the stall deadline, and was cut.";
   return text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "";
 }
 
