@@ -150,7 +150,11 @@ class Lane:
         if state == "capped":
             return f"cut at the lab's memory cap, {ahead:,} tokens ahead of its reader"
         if state == "done":
-            return "the answer is whole"
+            return (
+                "the answer is whole"
+                if not ahead
+                else f"all is written; {_size(kernel)} of it lie in the kernel, unread"
+            )
         if state == "cancelled":
             if self.cancel_seconds is not None:
                 return f"the source was closed {self.cancel_seconds * 1000:.3g} ms after the reader had left"

@@ -148,7 +148,8 @@ class Run:
         """End it now. Idempotent."""
         if self.over_at is not None:
             return
-        self.sample(monotonic())
+        self._sampled = None  # the last one is to show the end
+        self.sample()
         self.over_at = monotonic()
         if self._task is not None:
             self._task.cancel()

@@ -1,0 +1,30 @@
+"""The end of an answer, and a client that leaves while it is flushed."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from rawstream.model import Outcome
+from rawstream.settings import Settings
+from tests.support.flow import Counted, post, repeat, serving, until
+
+
+async def test_a_client_that_leaves_while_its_stopped_stream_is_flushed_is_no_fault(
+    loop_kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The marks are not restored on a transport that is gone: uvloop's raises there."""
+    source = Counted(lambda: repeat("x" * 50))
+    with caplog.at_level(logging.ERROR):
+        async with serving(source, Settings(port=0)) as served:
+            client = await served.client(post("/chat"))
+            await until(lambda: served.server.app.connections, "the connection is there")
+            await until(lambda: served.connection.gate.waiting, "the stream waits for its client")
+            (stream,) = served.server.app.streams
+            served.server.app.streams.stop(stream.id)
+            await source.was_closed()
+            await until(lambda: served.connection.gate.waiting, "the end is being flushed")
+            client.reset()
+            assert (await served.ended()).outcome is Outcome.STOPPED
+    assert not caplog.records
