@@ -65,8 +65,8 @@ class Lane:
 
     @property
     def over(self) -> bool:
-        """Everything that was begun has ended."""
-        return all(reader.outcome is not None or reader.at_end for reader in self.readers)
+        """Every answer has ended, and its reader has all of it."""
+        return all(reader.at_end or reader.counter.done or not reader.open for reader in self.readers)
 
     def tokens(self) -> dict[str, int]:
         """Tokens made, written (given to the transport) and read, in all."""

@@ -151,7 +151,7 @@ class Run:
         self._sampled = None  # the last one is to show the end
         self.sample()
         self.over_at = monotonic()
-        if self._task is not None:
+        if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
         for lane in self.lanes.values():
             for stream in lane.live():
