@@ -34,6 +34,8 @@ await withBrowser({}, async (browser) => {
 
   await press("reconnect");
   await until(() => page.evaluate(() => window.sample.lanes.every((one) => one.readers > 0)), "readers are back");
+  const rate = (name) => page.evaluate((lane) => window.sample.lanes.find((one) => one.lane === lane).rate.read, name);
+  await until(async () => (await rate("rawstream")) > 0, "they read, although the ones before were stalled");
   result.back = await figures(page);
 
   await press("reset");

@@ -70,8 +70,8 @@ function able() {
   buttons.reconnect.disabled = !runs || !left;
   buttons.start.disabled = starting;
   buttons.start.textContent = runs ? "Start again" : "Start";
-  buttons.stall.setAttribute("aria-pressed", String(stalled));
-  buttons.stall.textContent = stalled ? "Let the reader read" : "Stall the reader";
+  buttons.stall.setAttribute("aria-pressed", String(stalled && !left));
+  buttons.stall.textContent = stalled && !left ? "Let the reader read" : "Stall the reader";
   at("lab").dataset.state = !runs ? "idle" : left ? "left" : stalled ? "stalled" : "running";
 }
 
@@ -195,14 +195,13 @@ buttons.leave.addEventListener("click", () => {
   for (const lane of lanes) lane.left();
   change({ leave: true }, () => {
     left = true;
-    stalled = false;
     say("The readers' sockets are closed. Watch when each source is closed.");
     buttons.reconnect.focus();
   });
 });
 buttons.reconnect.addEventListener("click", () => {
-  change({ reconnect: true }, () => {
-    left = false;
+  change(stalled ? { reconnect: true, stall: false } : { reconnect: true }, () => {
+    left = stalled = false;
     for (const lane of lanes) lane.returned();
     say("New readers are connected.");
     able();
