@@ -65,7 +65,7 @@ async def stream(writer: asyncio.StreamWriter, http: h11.Connection, answer: Asy
             except StopAsyncIteration:
                 break
             event = b"data: " + json.dumps({"token": token}).encode() + b"\n\n"
-            writer.write(http.send(h11.Data(data=event)) or b"")  # writelines() may know no backpressure
+            writer.write(http.send(h11.Data(data=event)) or b"")  # one write, of bytes
             await asyncio.sleep(0)  # drain() alone does not give way, and the source may never wait
         writer.write(http.send(h11.Data(data=b"data: [DONE]\n\n")) or b"")
         writer.write(http.send(h11.EndOfMessage()) or b"")
