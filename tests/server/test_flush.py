@@ -49,3 +49,22 @@ async def test_a_server_that_drains_lets_an_answers_end_leave(loop_kind: str, ca
             await closing
     assert raw.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
     assert not caplog.records
+
+
+async def test_an_eager_stream_is_not_idle_when_the_server_drains(
+    loop_kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lab's eager discipline hears of nothing; its connection streams all the same, and ends with the server."""
+    source = Counted(lambda: repeat("x" * 50))
+    with caplog.at_level(logging.ERROR):
+        async with serving(source, Settings(port=0, cancel_timeout=0.3)) as served:
+            client = await served.client(post("/chat-broken"))
+            await until(lambda: source.given > 1000, "it runs")
+            (stream,) = served.server.app.streams
+            closing = asyncio.create_task(served.server.close(drain=0))
+            served.server.app.streams.stop(stream.id)
+            with pytest.raises((AssertionError, ConnectionError)):
+                await client.read_until(b"never")
+            await closing
+            assert source.closed.is_set()
+    assert not caplog.records
