@@ -61,10 +61,8 @@ async def test_an_eager_stream_is_not_idle_when_the_server_drains(
             client = await served.client(post("/chat-broken"))
             await until(lambda: source.given > 1000, "it runs")
             (stream,) = served.server.app.streams
-            closing = asyncio.create_task(served.server.close(drain=0))
             served.server.app.streams.stop(stream.id)
-            with pytest.raises((AssertionError, ConnectionError)):
-                await client.read_until(b"never")
-            await closing
+            await served.server.close(drain=0)
+            client.close()
             assert source.closed.is_set()
     assert not caplog.records
