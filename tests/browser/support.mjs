@@ -1,6 +1,5 @@
 // What the browser tests share: a real Chromium, a page that reports whatever goes wrong, and waiting with a deadline.
 // A script gets its arguments as JSON on the command line and prints one line of JSON; pytest does the asserting.
-import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
 const folder = process.env.RAWSTREAM_NODE_MODULES;
@@ -120,5 +119,3 @@ export async function withBrowser(options, body) {
     await browser.close();
   }
 }
-
-export const text = (path) => readFileSync(new URL(path, import.meta.url), "utf8");
