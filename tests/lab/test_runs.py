@@ -303,6 +303,14 @@ async def test_debug_events_show_what_debug_streams_shows_and_why(loop_kind: str
             assert shown["rawstream"]["tcp"]["snd_wnd"] < 4096
 
 
+async def test_a_question_for_the_head_alone_is_not_a_watcher(loop_kind: str) -> None:
+    async with laboratory() as lab:
+        run = await lab.start(lanes=["rawstream"])
+        for path in ("/debug/events", f"/lab/runs/{run}/events", "/"):
+            assert (await lab.ask("HEAD", path)) == (200, b"") or path == "/"
+        assert lab.server.app.events.watchers.open == 0
+
+
 async def test_an_open_watcher_does_not_hold_up_the_servers_end(loop_kind: str) -> None:
     async with laboratory(drain_timeout=PATIENCE * 3) as lab:
         watching = asyncio.create_task(lab.events("/debug/events?interval=50", 10_000))

@@ -192,6 +192,10 @@ class Watchers:
 
         Raises TooManyStreams (503) and why the client was lost. Cancel-safe.
         """
+        if exchange.head.method == "HEAD":
+            exchange.start(200, EVENT_STREAM_HEADERS)
+            await exchange.finish()
+            return
         if self.open >= MOST_WATCHERS:
             raise TooManyStreams(f"{MOST_WATCHERS} watchers are open, which is the most this server takes")
         settings = self._streams.settings
@@ -247,10 +251,6 @@ class EventsEndpoints:
     async def events(self, exchange: Exchange) -> None:
         require_own_origin(exchange)
         interval = query_number(exchange, "interval", 250, 50, 60_000) / 1000
-        if exchange.head.method == "HEAD":
-            exchange.start(200, EVENT_STREAM_HEADERS)
-            await exchange.finish()
-            return
         process = self._process = ProcessLevels(self._process)
 
         def sample() -> dict[str, Any]:
