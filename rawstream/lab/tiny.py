@@ -111,8 +111,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sour
 
 
 async def main(port: int = 8001) -> None:
-    async with await asyncio.start_server(serve, "127.0.0.1", port) as server:
-        await server.serve_forever()
+    _server = await asyncio.start_server(serve, "127.0.0.1", port)
+    await asyncio.Event().wait()  # until Ctrl-C; serve_forever() would then wait for its clients
 
 
 if __name__ == "__main__":

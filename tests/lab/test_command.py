@@ -79,7 +79,7 @@ def test_eager_production_piles_up_and_goes_on_for_nobody() -> None:
     assert figures["made_for_nobody_in_2_seconds"] > 10_000
     assert figures["rawstream_cancel_seconds"] < 1
     pace = figures["tokens_per_second_of_the_last_5"]["rawstream"]
-    assert pace["made"] == pytest.approx(pace["read"], rel=0.25)
+    assert pace["made"] == pytest.approx(pace["read"], rel=0.6)
 
 
 @linux_only
