@@ -7,7 +7,7 @@ import socket
 from types import TracebackType
 
 from rawstream.errors import MisuseError
-from rawstream.lab.wrong import WrongDisciplines
+from rawstream.lab.extension import Lab
 from rawstream.model import Observer
 from rawstream.server.app import App, Extension
 from rawstream.settings import Settings
@@ -40,7 +40,7 @@ class Server:
         self.settings = settings or Settings()
         extensions: tuple[Extension, ...] = ()
         if self.settings.lab_enabled:
-            extensions = (WrongDisciplines(),)
+            extensions = (Lab(),)
         self.app = App(
             self.settings,
             MockSource() if source is None else as_source(source),

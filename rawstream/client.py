@@ -20,6 +20,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from rawstream.answers import StreamError, StreamEvent, StreamRefused, read_event, refusal_of
+from rawstream.consumption import Consumption, with_credit
 from rawstream.errors import MisuseError, RawstreamError, UpstreamFailed, UpstreamIdle
 from rawstream.settings import Settings
 from rawstream.sources.http_client import HttpClient, HttpResponse
@@ -62,6 +63,7 @@ def stream(
     connect_timeout: float = 5.0,
     timeout: float = 120.0,
     ca_file: str | None = None,
+    credit: int | None = None,
 ) -> EventStream:
     """Ask ``url`` and iterate over the answer's events, taking no more from the network than is asked for.
 
@@ -78,6 +80,10 @@ def stream(
     (bytes) bound what waits on this side. ``timeout`` is the longest silence, in seconds, while an event is waited
     for; the time between two demands does not count.
 
+    ``credit`` (tokens) makes the demand exact, where the server is a rawstream: its source never runs more than that
+    many tokens ahead of what was consumed here, whatever the network's buffers would take. An event is consumed when
+    the next one is asked for. It costs the server a request for each half of it.
+
     Raises MisuseError for a request that makes no sense. Iterating raises StreamRefused (a status other than 200) and
     StreamError. A loop over the call itself closes the connection when it is left; where the stream is kept in a
     variable, use ``async with`` or ``aclose()``. Cancelling is safe: it closes the connection, and the stream ends.
@@ -85,6 +91,8 @@ def stream(
     if sum(thing is not None for thing in (prompt, messages, json)) > 1:
         raise MisuseError("give one of prompt, messages and json")
     method, url, body = _request(url, prompt, messages, json, model, max_tokens)
+    if credit is not None:
+        url = with_credit(url, credit)
     fields = [("accept", "text/event-stream, text/plain, application/json"), ("accept-encoding", "identity")]
     fields.append(("user-agent", "rawstream"))
     if method == "POST":
@@ -103,12 +111,12 @@ def stream(
             upstream_max_event=max_event,
             upstream_connect_timeout=connect_timeout,
             upstream_first_token_timeout=timeout,
-            upstream_pool=0,
+            upstream_pool=0 if credit is None else 1,
             upstream_ca=ca_file,
         )
     except ValueError as error:
         raise MisuseError(str(error).removeprefix("upstream_")) from None
-    return EventStream(_Call(method, url, fields, body, bounds))
+    return EventStream(_Call(method, url, fields, body, bounds, credit))
 
 
 class EventStream:
@@ -158,12 +166,21 @@ class EventStream:
 class _Call:
     """One request and what has become of it."""
 
-    def __init__(self, method: str, url: str, fields: list[tuple[str, str]], body: bytes, bounds: Settings) -> None:
+    def __init__(
+        self,
+        method: str,
+        url: str,
+        fields: list[tuple[str, str]],
+        body: bytes,
+        bounds: Settings,
+        credit: int | None = None,
+    ) -> None:
         self.method = method
         self.url = url
         self.fields = fields
         self.body = body
         self.bounds = bounds
+        self.credit = credit
         self.headers: tuple[tuple[str, str], ...] = ()
         self.response: HttpResponse | None = None
         self.events = 0
@@ -247,10 +264,16 @@ async def _events(call: _Call) -> AsyncGenerator[StreamEvent, None]:
         if reader is None:
             said = kind or "no content type"
             raise StreamError(f"the server answered with {said}, not a stream", code="not_a_stream")
+        consumption: Consumption | None = None
+        if call.credit is not None:
+            stream_id = response.head.header("x-stream-id")
+            consumption = Consumption(client, call.url, stream_id, call.fields, call.credit)
         async with aclosing(reader(call, response)) as events:
             async for event in events:
                 call.events += 1
                 yield event
+                if consumption is not None and event.text:
+                    await consumption.consumed(1, call.bounds.upstream_first_token_timeout)
     except UpstreamIdle as error:
         raise StreamError(_ours(error), code="idle", status=504, detail=error.detail) from None
     except UpstreamFailed as error:

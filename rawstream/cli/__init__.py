@@ -1,4 +1,4 @@
-"""The command line: ``rawstream serve``, ``rawstream chat``.
+"""The command line: ``rawstream serve``, ``rawstream chat``, ``rawstream lab``.
 
 Rule 1: what a user can get wrong is one line on stderr and exit code 2 (how it was asked) or 1 (what came of it);
         never a traceback.
@@ -11,6 +11,7 @@ import click
 
 import rawstream
 from rawstream.cli.chat import chat
+from rawstream.cli.lab import lab
 from rawstream.cli.serve import serve
 
 
@@ -25,6 +26,7 @@ def rawstream_command() -> None:
 
 rawstream_command.add_command(serve)
 rawstream_command.add_command(chat)
+rawstream_command.add_command(lab)
 
 
 def main() -> None:

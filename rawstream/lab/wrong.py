@@ -75,6 +75,7 @@ class WrongDisciplines:
             stream.interruption.interrupt(error)
 
     async def _eagerly(self, stream: Stream, tokens: TokenStream, dialect: Dialect) -> None:
+        stream.lane = "eager"
         connection = stream.exchange.connection
         # It notices nothing: not a full buffer, and not that the client has left.
         connection.interrupt = None
@@ -84,6 +85,7 @@ class WrongDisciplines:
         await stream.delivery.finish(last)
 
     async def _all_first(self, stream: Stream, tokens: TokenStream, dialect: Dialect) -> None:
+        stream.lane = "whole"
         sink = _Collecting(stream, self)
         stream.held = lambda: sink.size
         settings = stream.settings
@@ -165,6 +167,7 @@ class _Collecting:
 
 async def draining(stream: Stream, tokens: TokenStream, dialect: Dialect) -> None:
     """``write()`` and ``await drain()``, with the buffers that asyncio and the kernel have by default."""
+    stream.lane = "drain"
     connection = stream.exchange.connection
     settings = stream.settings
     connection.set_marks(_DEFAULT_HIGH)

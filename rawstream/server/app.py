@@ -21,6 +21,8 @@ from rawstream.model import Observer, Source
 from rawstream.server.connection import Connection
 from rawstream.server.endpoints.chat import ChatEndpoints
 from rawstream.server.endpoints.completions import CompletionEndpoints
+from rawstream.server.endpoints.credit import CreditEndpoints
+from rawstream.server.endpoints.events import EventsEndpoints
 from rawstream.server.endpoints.operations import OperationsEndpoints
 from rawstream.server.exchange import Exchange, error_answer
 from rawstream.server.listener import Listener, listen
@@ -77,6 +79,9 @@ class App:
         self.chat.register(self.router)
         CompletionEndpoints(self.streams, source).register(self.router)
         OperationsEndpoints(self.streams, ready=lambda: not self.draining, levels=self.levels).register(self.router)
+        CreditEndpoints(self.streams).register(self.router)
+        self.events = EventsEndpoints(self.streams, draining=lambda: self.draining, levels=self.levels)
+        self.events.register(self.router)
         for extension in extensions:
             extension.register(self)
         self._sockets = sockets

@@ -156,7 +156,7 @@ class Connection(Link):
         """The server drains: a connection between two requests has nothing more to wait for."""
         codec = self.codec
         between = codec.body_complete and not codec.buffered and not self._unread
-        if between and self.interrupt is None and self._on_deadline is not nothing:
+        if between and not self.streaming and self.interrupt is None and self._on_deadline is not nothing:
             self.reader.set_exception(_Quiet())
 
     async def _close(self) -> None:

@@ -80,8 +80,7 @@ class Link(asyncio.Protocol):
         self.settings = settings
         self.loop = loop
         self._accepted = accepted
-        tcp = accepted is not None and accepted.family in (socket.AF_INET, socket.AF_INET6)
-        self._lowat = settings.notsent_lowat if tcp and kernel.LINUX else 0
+        self._lowat = self._mark_to_seal_at()
         self._small_writes = 0
         self._marks: tuple[int, int | None] = (settings.write_high, settings.write_low)
         self._most_small_writes = max(4, settings.write_high // _SMALL)
@@ -163,6 +162,17 @@ class Link(asyncio.Protocol):
             self._marks_lowered = False
             self.restore_marks()
         self.gate.resume()
+
+    def _mark_to_seal_at(self) -> int:
+        """``TCP_NOTSENT_LOWAT`` as it was set, where the kernel has to be reminded of it; else 0."""
+        tcp = self._accepted is not None and self._accepted.family in (socket.AF_INET, socket.AF_INET6)
+        return self.settings.notsent_lowat if tcp and kernel.LINUX else 0
+
+    def use(self, settings: Settings) -> None:
+        """From now on these settings. The socket's own options are the caller's to set."""
+        self.settings = settings
+        self._lowat = self._mark_to_seal_at()
+        self.set_marks()
 
     def set_marks(self, high: int | None = None, low: int | None = None) -> None:
         """Write marks of one's own, in bytes; without any those of the settings."""
@@ -311,7 +321,8 @@ class Link(asyncio.Protocol):
         try:
             await self.writer.drain()
         finally:
-            self.restore_marks()
+            if self.gate.reason is None:  # a closed transport takes no limits (uvloop raises RuntimeError)
+                self.restore_marks()
             if timeout is not None or self.interrupt is None:
                 self.clear_deadline()
 

@@ -23,9 +23,10 @@ from rawstream.errors import (
     StreamDeadline,
     StreamStopped,
 )
+from rawstream.flow.credit import Credit, CreditSink, OneByOne
 from rawstream.flow.interrupt import Interruption
 from rawstream.flow.kernel import tcp_info
-from rawstream.flow.pump import Delivery, Meter, produce
+from rawstream.flow.pump import Delivery, Meter, Sink, produce
 from rawstream.flow.watch import Finding, StreamWatch
 from rawstream.limits.admission import Admission
 from rawstream.model import (
@@ -38,27 +39,15 @@ from rawstream.model import (
     StreamRecord,
     TokenStream,
 )
+from rawstream.server.demand import credit_of
 from rawstream.server.exchange import Exchange
 from rawstream.server.ids import random_id
+from rawstream.server.totals import ENDED_BY, Totals
 from rawstream.server.whole import WholeAnswers
 from rawstream.settings import Settings
 
 _CLOSING_GRACE: Final = 2.0
 """Seconds that a source may take to clean up after its stream."""
-
-_ENDED_BY: Final = {
-    Outcome.COMPLETED: "source",
-    Outcome.CLIENT_LEFT: "client",
-    Outcome.CLIENT_STALLED: "client",
-    Outcome.CLIENT_MISBEHAVED: "client",
-    Outcome.SOURCE_FAILED: "source",
-    Outcome.UPSTREAM_FAILED: "upstream",
-    Outcome.UPSTREAM_IDLE: "upstream",
-    Outcome.BUDGET: "server",
-    Outcome.DEADLINE: "server",
-    Outcome.SHUTDOWN: "server",
-    Outcome.STOPPED: "operator",
-}
 
 
 class Discipline(Protocol):
@@ -71,6 +60,7 @@ class Stream:
     """One live stream."""
 
     __slots__ = (
+        "credit",
         "delivery",
         "dialect_name",
         "exchange",
@@ -78,6 +68,7 @@ class Stream:
         "id",
         "interruption",
         "lab",
+        "lane",
         "meter",
         "path",
         "public_id",
@@ -100,6 +91,10 @@ class Stream:
         self.meter: Meter = delivery.meter
         self.settings = settings
         self.lab = lab
+        self.lane: str | None = None
+        """The lab's name for how this stream is delivered; None for an ordinary one."""
+        self.credit: Credit | None = None
+        """What the client has asked for, where it asked for a demand that is exact to the token."""
         self.interruption = Interruption()
         self.tokens: TokenStream | None = None
         self.held: Callable[[], int] | None = None
@@ -111,11 +106,19 @@ class Stream:
             stream_timeout=settings.stream_timeout,
         )
 
+    def sink(self) -> Sink:
+        """Where its frames go."""
+        return self.delivery if self.credit is None else CreditSink(self.delivery, self.credit, self.meter)
+
     def look(self) -> None:
         """The deadline's callback: heartbeat, stall, end of life."""
         now = monotonic()
         connection = self.exchange.connection
         taken, waiting = connection.unwritten()
+        if self.credit is not None:
+            # Credit that is waited for is a wait like that for room: what is consumed is progress, none is a stall.
+            taken += self.credit.consumed
+            waiting += self.credit.owed
         self.watch.last_write = self.delivery.last_write
         finding = self.watch.look(now, taken=taken, waiting=waiting)
         if finding is Finding.STALLED:
@@ -173,6 +176,8 @@ class Stream:
         waiting = self.meter.waiting_for
         if waiting != "client":
             return waiting
+        if self.credit is not None and self.credit.owed:
+            return "client"
         sock = self.exchange.connection.sock
         info = tcp_info(sock) if sock is not None else None
         # A shut window is the client's; an open one with bytes in flight is the network's.
@@ -201,17 +206,6 @@ class Stream:
             "age": round(now - meter.started_at, 3),
             "buffered": self.buffered(),
         }
-
-
-class Totals:
-    """Counts over all streams that have ended."""
-
-    __slots__ = ("bytes", "outcomes", "tokens")
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self.bytes = 0
-        self.outcomes: dict[str, int] = {outcome.value: 0 for outcome in Outcome}
 
 
 class Streams:
@@ -288,7 +282,7 @@ class Streams:
                             last = await produce(
                                 tokens,
                                 dialect,
-                                stream.delivery,
+                                stream.sink(),
                                 stream.meter,
                                 write_size=settings.write_size,
                                 hold=settings.hold,
@@ -323,6 +317,7 @@ class Streams:
     ) -> tuple[Stream, TokenStream, Dialect]:
         if self._stopping is not None:
             raise self._stopping
+        credit = credit_of(exchange.head.query, request)
         self.admission.enter()
         try:
             request.id = exchange.stream_id = random_id(16)
@@ -334,6 +329,8 @@ class Streams:
             raise
         delivery = Delivery(exchange, dialect, Meter(monotonic()), dialect.headers, self.pausing)
         stream = Stream(exchange, dialect.name, delivery, self.settings, lab=lab)
+        if credit is not None and not lab:
+            stream.credit, tokens = credit, OneByOne(tokens)
         stream.tokens = tokens
         exchange.forget_request()
         self._live[stream.id] = stream
@@ -370,7 +367,7 @@ class Streams:
             path=stream.path,
             dialect=stream.dialect_name,
             outcome=outcome,
-            ended_by=_ENDED_BY[outcome],
+            ended_by=ENDED_BY[outcome],
             status=200 if committed or error is None else error.status,
             tokens=meter.tokens,
             bytes=meter.bytes,

@@ -1,0 +1,313 @@
+"""Runs of the lab: the same source and the same slow reader, by several disciplines side by side, in this process.
+
+Rule 1: a run is bounded: in readers, in time, in memory (``lab_memory``), and in how many there are at once.
+Rule 2: it goes over real sockets to this very server; its settings are those of its own connections alone.
+Rule 3: whatever ends it, its sockets are closed and its streams are stopped, the eager ones too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from functools import partial
+from time import monotonic
+from typing import Any, Final, cast
+
+import msgspec
+
+from rawstream.errors import BadRequest, RawstreamError, StreamStopped, TooManyStreams
+from rawstream.flow import kernel
+from rawstream.flow.watch import StreamWatch
+from rawstream.lab.lanes import PATHS, Lane
+from rawstream.lab.readers import Reader
+from rawstream.lab.run_spec import RunChange, RunSpec, TunedHost, tuned
+from rawstream.model import StreamRecord
+from rawstream.server.app import App
+from rawstream.server.connection import Connection
+from rawstream.server.endpoints.events import resident
+from rawstream.server.ids import random_id
+
+MOST_RUNS: Final = 4
+"""Runs at a time."""
+KEPT: Final = 60.0
+"""Seconds for which a run that is over can still be asked about."""
+_TICK: Final = 0.025
+"""Seconds between two steps of the readers."""
+_CONNECT: Final = 5.0
+_MOST_RECONNECTS: Final = 20
+_DRAIN_HIGH: Final = 64 * 1024
+
+
+class Run:
+    """One experiment under way. ``start()``, and then it ends by itself, or by ``close()``."""
+
+    def __init__(self, app: App, spec: RunSpec) -> None:
+        self.id = random_id(8)
+        self.spec = spec
+        self.settings = tuned(app.settings, spec)
+        self._app = app
+        self.lanes = {name: Lane(name, self._limits(name)) for name in dict.fromkeys(spec.lanes)}
+        self.started_at = monotonic()
+        self.over_at: float | None = None
+        self.events: deque[dict[str, Any]] = deque(maxlen=30)
+        self.read_rate = spec.read_rate
+        self.stalled = False
+        self._of: dict[Connection, tuple[Lane, Reader]] = {}
+        self._running: dict[str, tuple[Lane, Reader]] = {}
+        """By the stream's public id."""
+        self._sampled: tuple[float, dict[str, Any]] | None = None
+        self._reconnects = 0
+        self._states: dict[str, str] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def _limits(self, lane: str) -> dict[str, int | None]:
+        settings = self.settings
+        each: dict[str, int | None] = {
+            "transport": {"drain": _DRAIN_HIGH, "eager": None}.get(lane, settings.write_high),
+            "kernel": None if lane == "drain" else settings.notsent_lowat or None,
+            "client_kernel": 2 * self.spec.rcvbuf or None,  # Linux doubles what it is asked for
+        }
+        return {place: None if size is None else size * self.spec.readers for place, size in each.items()}
+
+    # --- its life --------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect all readers and send their requests. Raises BadRequest (503) when that cannot be done in time."""
+        try:
+            async with asyncio.timeout(_CONNECT):
+                await asyncio.gather(*(self._connect(lane) for lane in self.lanes.values()))
+        except (OSError, RawstreamError) as error:
+            self.close()
+            raise BadRequest(f"the lab's readers cannot connect: {error!r}", status=503, code="lab_failed") from None
+        except BaseException:
+            self.close()
+            raise
+        self._task = asyncio.get_running_loop().create_task(self._go_on(), name="lab run")
+
+    async def _connect(self, lane: Lane) -> None:
+        mock = {"tokens": self.spec.tokens, "tokens_per_second": self.spec.tokens_per_second}
+        body = msgspec.json.encode({"prompt": "the lab", "mock": mock})
+        path = PATHS[lane.name]
+        if lane.name == "rawstream" and self.spec.credit is not None:
+            path += f"?credit={self.spec.credit}"
+        lane.left_at = lane.cancel_seconds = None
+        for _ in range(self.spec.readers):
+            reader = Reader(self._app, self.spec.rcvbuf)
+            lane.readers.append(reader)
+            await reader.connect()
+            connection = cast(Connection, reader.connection)
+            self._tune(connection)
+            self._of[connection] = (lane, reader)
+            reader.set_rate(self._rate(), partial(self._credit, reader))
+            await reader.ask(path, body)
+
+    def _tune(self, connection: Connection) -> None:
+        """From now on this connection has the run's settings."""
+        settings = self.settings
+        connection.host = TunedHost(self._app, settings)
+        connection.use(settings)
+        sock = connection.transport.get_extra_info("socket")
+        if sock is not None and self.spec.notsent_lowat is not None and self._app.settings.uds is None:
+            kernel.set_notsent_lowat(sock, settings.notsent_lowat)
+        if sock is not None and settings.sndbuf:
+            kernel.bound_send_side(sock, notsent_lowat=settings.notsent_lowat, sndbuf=settings.sndbuf)
+
+    def _rate(self) -> float | None:
+        return 0.0 if self.stalled else self.read_rate
+
+    async def _go_on(self) -> None:
+        try:
+            before = monotonic()
+            until = self.started_at + self.spec.seconds
+            while before < until and not self._finished():
+                await asyncio.sleep(_TICK)
+                now = monotonic()
+                for lane in self.lanes.values():
+                    for reader in lane.readers:
+                        reader.advance(now - before)
+                        self._credit(reader)
+                self.sample(now)
+                before = now
+        finally:
+            self.close()
+
+    def _finished(self) -> bool:
+        """Is there nothing more to be seen? (A run whose readers have left can still be reconnected.)"""
+        if self._app.draining:
+            return True
+        return all(lane.left_at is None and lane.over for lane in self.lanes.values())
+
+    def _credit(self, reader: Reader) -> None:
+        """The reader says what it has read."""
+        stream = reader.stream
+        if stream is not None and stream.credit is not None and reader.outcome is None:
+            stream.credit.grant(min(reader.counter.tokens, stream.meter.tokens), stream.meter.tokens)
+
+    def close(self) -> None:
+        """End it now. Idempotent."""
+        if self.over_at is not None:
+            return
+        self._sampled = None  # the last one is to show the end
+        self.sample()
+        self.over_at = monotonic()
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+        for lane in self.lanes.values():
+            for stream in lane.live():
+                stream.interruption.interrupt(StreamStopped("the lab's run is over"))
+            for reader in lane.readers:
+                reader.close()
+
+    # --- what is done to it ----------------------------------------------------------------------------------
+
+    async def change(self, change: RunChange) -> None:
+        """Another rate, a stall, leaving, reconnecting. Raises BadRequest."""
+        if self.over_at is not None:
+            raise BadRequest("this run is over", status=409, code="run_is_over")
+        if change.read_rate is not msgspec.UNSET:
+            self.read_rate = change.read_rate
+            self.stalled = False
+            self.note(None, "the readers' rate is now " + _rate_text(self.read_rate))
+        if change.stall is not None:
+            self.stalled = change.stall
+            self.note(None, "the readers stop reading" if change.stall else "the readers go on")
+        for lane in self.lanes.values():
+            for reader in lane.readers:
+                reader.set_rate(self._rate(), partial(self._credit, reader))
+        if change.leave or change.reconnect:
+            if any(reader.open for lane in self.lanes.values() for reader in lane.readers):
+                self.note(None, "the readers close their connections")
+            for lane in self.lanes.values():
+                lane.leave()
+        if change.reconnect:
+            self._reconnects += 1
+            if self._reconnects > _MOST_RECONNECTS:
+                raise BadRequest(f"a run reconnects at most {_MOST_RECONNECTS} times", status=409, code="run_is_over")
+            try:
+                async with asyncio.timeout(_CONNECT):
+                    await asyncio.gather(*(self._connect(lane) for lane in self.lanes.values()))
+            except OSError as error:
+                raise BadRequest(f"the readers cannot connect: {error}", status=503, code="lab_failed") from None
+            self.note(None, "the readers connect anew")
+        self._sampled = None  # what was seen before is not what is so now
+
+    # --- what is seen of it ----------------------------------------------------------------------------------
+
+    def note(self, lane: str | None, text: str) -> None:
+        self.events.append({"at": round(monotonic() - self.started_at, 3), "lane": lane, "text": text})
+
+    def sample(self, now: float | None = None) -> dict[str, Any]:
+        """All lanes as of now (at most a tick ago)."""
+        now = monotonic() if now is None else now
+        if self._sampled is not None and (self.over_at is not None or now - self._sampled[0] < _TICK):
+            return self._sampled[1]
+        lanes = [lane.sample(now) for lane in self.lanes.values()]
+        for shown in lanes:
+            before, state = self._states.get(shown["lane"]), shown["state"]
+            if before != state and state in ("cancelled", "done", "capped"):
+                self.note(shown["lane"], shown["why"])
+            self._states[shown["lane"]] = state
+        shown = {
+            "now": now,
+            "elapsed": round(now - self.started_at, 3),
+            "process": {"rss": resident()},
+            "lanes": lanes,
+            "events": list(self.events),
+        }
+        self._sampled = (now, shown)
+        return shown
+
+    def state(self) -> dict[str, Any]:
+        """The answer to ``GET /lab/runs/{id}``."""
+        return {
+            "id": self.id,
+            "over": self.over_at is not None,
+            "read_rate": self.read_rate,
+            "stalled": self.stalled,
+            "spec": msgspec.to_builtins(self.spec),
+            **self.sample(),
+        }
+
+    # --- told by the server ----------------------------------------------------------------------------------
+
+    def stream_started(self, stream_id: str) -> None:
+        """A stream began. If it is one of ours, it is ours from its first moment."""
+        for stream in self._app.streams:
+            if stream.public_id == stream_id:
+                found = self._of.get(stream.exchange.connection)
+                if found is not None:
+                    lane, reader = found
+                    reader.stream = stream
+                    stream.lane = lane.name
+                    stream.settings = self.settings
+                    stream.watch = StreamWatch(
+                        stream.meter.started_at,
+                        heartbeat=self.settings.heartbeat,
+                        stall_timeout=self.settings.stall_timeout,
+                        stream_timeout=self.settings.stream_timeout,
+                    )
+                    self._running[stream_id] = found
+                return
+
+    def stream_ended(self, record: StreamRecord) -> None:
+        found = self._running.pop(record.id, None)
+        if found is not None:
+            lane, reader = found
+            lane.stream_ended(reader, record.outcome.value, monotonic())
+
+
+def _rate_text(rate: float | None) -> str:
+    if rate is None:
+        return "whatever comes"
+    return f"{rate:g} bytes/s" if rate else "0: they read nothing"
+
+
+class Runs:
+    """All runs of one server, and the observer of its streams on their behalf."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._runs: dict[str, Run] = {}
+
+    def stream_started(self, stream_id: str, path: str, dialect: str) -> None:
+        for run in self._runs.values():
+            if run.over_at is None:
+                run.stream_started(stream_id)
+
+    def stream_ended(self, record: StreamRecord) -> None:
+        for run in self._runs.values():
+            run.stream_ended(record)
+
+    def find(self, run_id: str) -> Run:
+        """Raises BadRequest (404)."""
+        self._forget()
+        run = self._runs.get(run_id)
+        if run is None:
+            raise BadRequest("there is no such run", status=404, code="no_such_run")
+        return run
+
+    def _forget(self) -> None:
+        now = monotonic()
+        for run in list(self._runs.values()):
+            if run.over_at is not None and now - run.over_at > KEPT:
+                del self._runs[run.id]
+
+    async def start(self, spec: RunSpec) -> Run:
+        """Raises TooManyStreams (503) and BadRequest."""
+        self._forget()
+        if sum(run.over_at is None for run in self._runs.values()) >= MOST_RUNS:
+            raise TooManyStreams(f"{MOST_RUNS} runs are under way, which is the most; end one first")
+        run = Run(self._app, spec)
+        self._runs[run.id] = run
+        try:
+            await run.start()
+        except BaseException:
+            del self._runs[run.id]
+            raise
+        return run
+
+    def remove(self, run_id: str) -> None:
+        """End a run and forget it. Raises BadRequest (404)."""
+        run = self.find(run_id)
+        run.close()
+        del self._runs[run.id]

@@ -1,0 +1,47 @@
+"""``POST /streams/{id}/credit`` ``{"consumed": N}``: the client says what it has consumed, in all.
+
+Rule 1: the id is the secret one, which only the stream's own client has (``x-stream-id``).
+Rule 2: totals, not increments: a request that comes twice, or late, changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from rawstream.errors import BadRequest
+from rawstream.server.exchange import Exchange
+from rawstream.server.router import Router
+from rawstream.server.streams import Streams
+
+
+class Consumed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body."""
+
+    consumed: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+    """Tokens consumed since the stream began."""
+
+
+class CreditEndpoints:
+    """The handler, over the registry of streams."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+
+    def register(self, router: Router) -> None:
+        router.add("POST", "/streams/{id}/credit", self.credit, json=True)
+
+    async def credit(self, exchange: Exchange) -> None:
+        """204: noted. 404: the stream does not run (any more); 409: it was not asked for with ``?credit=N``."""
+        try:
+            body = msgspec.json.decode(exchange.content, type=Consumed)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadRequest(f'the body must be {{"consumed": tokens}}: {error}') from None
+        stream = self.streams.find(exchange.param("id"))
+        if stream is None:
+            raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
+        if stream.credit is None:
+            raise BadRequest("this stream was not asked for with ?credit=N", status=409, code="no_credit")
+        stream.credit.grant(body.consumed, stream.meter.tokens)
+        await exchange.respond(204, ())
