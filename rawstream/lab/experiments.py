@@ -139,7 +139,7 @@ async def stall(show: Show) -> Report:
     findings: list[Finding] = []
     claims = {
         "small": "rawstream holds 4 to 8 KiB for a stalled client, after some 400 tokens",
-        "kernel": "a client's kernel takes what it likes; on our side tens of KB at most, however long it stalls",
+        "kernel": "a client's kernel takes what it likes; on our side 4 to 10 KiB, whatever its window",
         "credit": "with credit=N the source never runs more than N tokens ahead",
     }
     async with laboratory() as (_, lab):

@@ -71,7 +71,8 @@ class Lab:
     async def events(self, exchange: Exchange) -> None:
         run = self._run(exchange)
         interval = query_number(exchange, "interval", 100, 25, 60_000) / 1000
-        await self._app.events.watchers.send(exchange, run.sample, interval, lambda: run.over_at is not None)
+        with run.watched():
+            await self._app.events.watchers.send(exchange, run.sample, interval, lambda: run.over_at is not None)
 
 
 def _told(error: Exception) -> str:

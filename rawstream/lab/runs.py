@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
@@ -29,6 +31,8 @@ from rawstream.server.ids import random_id
 
 MOST_RUNS: Final = 4
 """Runs at a time."""
+ABANDONED: Final = 10.0
+"""Seconds after which a run ends that somebody watched, and nobody does any more."""
 KEPT: Final = 60.0
 """Seconds for which a run that is over can still be asked about."""
 _TICK: Final = 0.025
@@ -56,6 +60,9 @@ class Run:
         self._running: dict[str, tuple[Lane, Reader]] = {}
         """By the stream's public id."""
         self._sampled: tuple[float, dict[str, Any]] | None = None
+        self._watchers = 0
+        self._unwatched_at: float | None = None
+        """When the last watcher left; None while there is one, or none has come yet."""
         self._reconnects = 0
         self._states: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
@@ -135,7 +142,22 @@ class Run:
         """Is there nothing more to be seen? (A run whose readers have left can still be reconnected.)"""
         if self._app.draining:
             return True
+        if self._unwatched_at is not None and monotonic() - self._unwatched_at > ABANDONED:
+            self.note(None, "nobody watches any more")
+            return True
         return all(lane.left_at is None and lane.over for lane in self.lanes.values())
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Somebody watches. When the last one has left (a browser that was killed says nothing), the run ends soon."""
+        self._watchers += 1
+        self._unwatched_at = None
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+            if not self._watchers:
+                self._unwatched_at = monotonic()
 
     def _credit(self, reader: Reader) -> None:
         """The reader says what it has read."""

@@ -137,7 +137,7 @@ class Stream:
         connection = self.exchange.connection
         queue = connection.kernel_queue()
         return {
-            "source": self.source_buffered(),
+            "source": self.source_buffered() + self.held_elsewhere(),
             "transport": connection.transport.get_write_buffer_size(),
             "kernel_unsent": None if queue is None else queue.unsent,
             "kernel_unacked": None if queue is None else queue.unacked,
@@ -150,8 +150,12 @@ class Stream:
 
     def process_buffered(self) -> int:
         """Bytes that this process holds for the stream."""
-        held = self.held() if self.held is not None else 0
-        return self.exchange.connection.transport.get_write_buffer_size() + self.source_buffered() + held
+        transport = self.exchange.connection.transport
+        return transport.get_write_buffer_size() + self.source_buffered() + self.held_elsewhere()
+
+    def held_elsewhere(self) -> int:
+        """Bytes that a wrong discipline keeps in the program: an answer that is collected before it is sent."""
+        return 0 if self.held is None else self.held()
 
     def cut_for_memory(self) -> None:
         """The last step of relief: this stream holds most, and its client does not take it."""

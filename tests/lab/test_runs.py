@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import rawstream
+from rawstream.lab import runs
 from rawstream.lab.extension import Lab as LabExtension
 from rawstream.lab.readers import Counter
 from rawstream.lab.run_spec import RunSpec
@@ -419,3 +420,15 @@ def test_tokens_are_counted_wherever_the_bytes_are_cut() -> None:
         for at in range(0, len(answer), size):
             counter.feed(answer[at : at + size])
         assert (counter.tokens, counter.bytes) == (4, len(answer))
+
+
+async def test_a_run_that_nobody_watches_any_more_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser that was killed sends no DELETE: its run must not keep one of the lab's few places for minutes."""
+    monkeypatch.setattr(runs, "ABANDONED", 0.05)
+    async with rawstream.Server(Settings(port=0)) as server:
+        run = runs.Run(server.app, RunSpec(lanes=("rawstream",), readers=1, seconds=60))
+        await run.start()
+        with run.watched(), run.watched():
+            assert run.over_at is None
+        await until(lambda: run.over_at is not None, "the run is over")
+        assert any("nobody watches" in event["text"] for event in run.events)
