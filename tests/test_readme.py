@@ -118,7 +118,7 @@ def test_the_routes_that_the_readme_calls_the_labs_are_the_labs() -> None:
     for request, answer in rows("routes"):
         path = request.strip("`").split(" ")[1]
         known = {*router._exact, *(pattern for _, pattern, _ in router._patterns)}
-            assert answer.startswith("lab:") == (path not in known)
+        assert answer.startswith("lab:") == (path not in known)
 
 
 def test_every_outcome_stands_in_the_readme_and_by_whom() -> None:
