@@ -124,6 +124,11 @@ def run(
     results = new_results(scale, peers, {"date": date, "repeats": repeats or "per scenario"})
     if (folder / "results.json").exists():
         earlier = Results.load(folder)
+        if earlier.settings.get("scale", scale) != scale:
+            raise click.ClickException(
+                f"{folder} holds a run of scale {earlier.settings['scale']}: choose another --out"
+            )
+        results.settings["left_out"] = dict(earlier.settings.get("left_out", {}))
         replaced = [each.name for each in scenarios]
         results.measurements = [m for m in earlier.measurements if m.scenario not in replaced]
         results.peers = {**earlier.peers, **results.peers}
@@ -144,7 +149,7 @@ def run(
     if fitted.stretch != 1:
         results.settings["durations"] = f"× {fitted.stretch:g}"
     if fitted.left_out:
-        results.settings["left_out"] = fitted.left_out
+        results.settings["left_out"] = {**results.settings.get("left_out", {}), **fitted.left_out}
         for name, left in fitted.left_out.items():
             console.print(f"[yellow]left out for time:[/yellow] {name}: {', '.join(left)}")
     steps, estimate = fitted.steps, fitted.seconds

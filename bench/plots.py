@@ -16,7 +16,7 @@ MIB = 1024 * 1024
 
 
 class NoMatplotlib(RuntimeError):
-    """matplotlib is not installed: ``pip install 'rawstream[bench]'``."""
+    """matplotlib is not installed: ``pip install -e '.[bench]'``."""
 
 
 def colour(peer: str, kind: str | None) -> str:
@@ -35,7 +35,7 @@ def draw(results: Results, folder: Path) -> list[str]:
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError as error:
-        raise NoMatplotlib("no plots: matplotlib is not installed (pip install 'rawstream[bench]')") from error
+        raise NoMatplotlib("no plots: matplotlib is not installed (pip install -e '.[bench]')") from error
     names: list[str] = []
 
     def save(name: str, paint: Callable[[Any], None], height: float) -> None:

@@ -272,7 +272,7 @@ async def _events(call: _Call) -> AsyncGenerator[StreamEvent, None]:
             async for event in events:
                 call.events += 1
                 yield event
-                if consumption is not None and event.text:
+                if consumption is not None and (event.text or _is_token(event.data)):
                     await consumption.consumed(1, call.bounds.upstream_first_token_timeout)
     except UpstreamIdle as error:
         raise StreamError(_ours(error), code="idle", status=504, detail=error.detail) from None
@@ -282,6 +282,16 @@ async def _events(call: _Call) -> AsyncGenerator[StreamEvent, None]:
     finally:
         await client.aclose()
         call.response = None
+
+
+def _is_token(data: Any) -> bool:
+    """Does this event count as a token for the server, though its text is not of choice 0?"""
+    choices = data.get("choices") if isinstance(data, dict) else None
+    if not isinstance(choices, list) or not choices:
+        return False
+    said = next((one for one in choices if isinstance(one, dict) and one.get("index", 0) == 0), choices[0])
+    delta = said.get("delta") if isinstance(said, dict) else None
+    return bool(delta.get("content")) if isinstance(delta, dict) else False
 
 
 async def _server_sent(call: _Call, response: HttpResponse) -> AsyncGenerator[StreamEvent, None]:

@@ -29,7 +29,7 @@ class Settings:
     host: str = _setting("127.0.0.1", "Listening", "text", "Address to listen on.")
     port: int = _setting(8000, "Listening", "count", "TCP port; 0 picks a free one.")
     uds: str | None = _setting(None, "Listening", "path", "Listen on this Unix socket instead of TCP.")
-    workers: int = _setting(1, "Listening", "count", "Server processes.")
+    workers: int = _setting(1, "Listening", "count", "Server processes; for now only 1.")
     backlog: int = _setting(1024, "Listening", "count", "Connections the kernel may hold before we accept them.")
     loop: str = _setting("auto", "Listening", "text", "Event loop: auto (uvloop where it is there), uvloop or asyncio.")
 
@@ -74,7 +74,7 @@ class Settings:
         "SO_RCVBUF of upstream connections, set before connect; 0 leaves it to the kernel (which then takes megabytes).",
     )
     upstream_read_limit: int = _setting(
-        8 * KiB, "Source", "bytes", "Reader limit of upstream connections: reading pauses at twice this."
+        8 * KiB, "Source", "bytes", "One read of an upstream connection; reading pauses once half of it is held."
     )
     upstream_max_event: int = _setting(MiB, "Source", "bytes", "Longest single event taken from the upstream.")
     upstream_pool: int = _setting(100, "Source", "count", "Idle keep-alive connections kept to the upstream.")

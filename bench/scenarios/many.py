@@ -46,7 +46,7 @@ class Many(Scenario):
         return ("streams",)
 
     def wants(self, peer: Peer, part: str) -> bool:
-        return peer.name in ("rawstream", "floor-drain", "uvicorn-starlette-h11", "go-net-http", "go-nethttp")
+        return peer.name in ("rawstream", "floor-drain", "uvicorn-starlette-h11", "go-nethttp")
 
     def estimate(self, scale: Scale, part: str, stretch: float) -> float:
         return RAMP[scale] + lasting(SECONDS, scale, stretch) + 3

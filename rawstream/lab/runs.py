@@ -68,10 +68,11 @@ class Run:
         self._task: asyncio.Task[None] | None = None
 
     def _limits(self, lane: str) -> dict[str, int | None]:
-        settings = self.settings
+        # A mark, and the writes that cross it.
+        write, lowat = self.settings.write_size, self.settings.notsent_lowat
         each: dict[str, int | None] = {
-            "transport": {"drain": _DRAIN_HIGH, "eager": None}.get(lane, settings.write_high),
-            "kernel": None if lane == "drain" else settings.notsent_lowat or None,
+            "transport": {"drain": _DRAIN_HIGH + write, "eager": None}.get(lane, self.settings.write_high + write),
+            "kernel": None if lane == "drain" or not lowat else lowat + 2 * write,
             "client_kernel": 2 * self.spec.rcvbuf or None,  # Linux doubles what it is asked for
         }
         return {place: None if size is None else size * self.spec.readers for place, size in each.items()}

@@ -83,9 +83,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sour
     writer.transport.set_write_buffer_limits(high=HIGH, low=LOW)
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if (
-        sys.platform == "linux"
-    ):  # the kernel's buffer, which drain() knows nothing of (Python < 3.12 has no name for it)
+    if sys.platform == "linux":  # the kernel's buffer, of which drain() knows nothing (25: Python < 3.12)
         sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_NOTSENT_LOWAT", 25), NOTSENT_LOWAT)
     http, whole, tasks = h11.Connection(h11.SERVER), False, list[asyncio.Task[None]]()
     try:

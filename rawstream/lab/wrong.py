@@ -25,6 +25,7 @@ from rawstream.flow.pump import produce
 from rawstream.model import Dialect, TokenStream
 from rawstream.server.app import App
 from rawstream.server.endpoints.chat import ChatEndpoints
+from rawstream.server.endpoints.events import require_own_origin
 from rawstream.server.exchange import Exchange
 from rawstream.server.streams import Discipline, Stream
 
@@ -60,6 +61,8 @@ class WrongDisciplines:
 
     async def _stream(self, exchange: Exchange, discipline: Discipline) -> None:
         assert self._chat is not None
+        if exchange.head.header("origin") is not None:  # browsers say so with each POST: no foreign page may drive it
+            require_own_origin(exchange)
         await self._chat.chat(exchange, discipline)
 
     def held(self) -> int:

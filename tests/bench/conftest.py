@@ -16,6 +16,7 @@ from bench.results import Measurement
 from bench.runner import Step, measure
 from bench.scenarios import all_scenarios
 from bench.scenarios.base import Bench
+from tests.support.tools import missing
 
 MeasureOnce = Callable[[str, str, Peer], Measurement]
 
@@ -32,7 +33,7 @@ def bench(expected: Path) -> Bench:
     try:
         build.compiled("generator")
     except build.NoCompiler as error:
-        pytest.skip(str(error))
+        missing(str(error))
     return Bench(cores=cores(), expected=expected, scale="toy")
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from bench import build
 from bench.programs import Generator, ProgramFailed, Upstream, write_expected
+from tests.support.tools import missing
 
 WORDS = [" one", " two", ' "three"', " vier\u00e9", " five\n", " \U0001f600"]
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -75,7 +76,7 @@ def python(request: pytest.FixtureRequest) -> bool:
         try:
             build.compiled("generator")
         except build.NoCompiler as error:
-            pytest.skip(str(error))
+            missing(str(error))
     return bool(request.param == "python")
 
 
@@ -232,7 +233,7 @@ def test_the_upstream_accounts_for_its_bytes(words: Path) -> None:
     try:
         build.compiled("upstream")
     except build.NoCompiler as error:
-        pytest.skip(str(error))
+        missing(str(error))
     with Upstream((), words) as upstream:
         upstream.answer(tokens=50, rate=None)
         with socket.create_connection(("127.0.0.1", upstream.port), timeout=3) as link:

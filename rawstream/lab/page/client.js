@@ -171,6 +171,15 @@ function retryAfter(headers) {
 
 // --- one answer -----------------------------------------------------------------------------------------------------
 
+/** Does this event count as a token for the server, though its text is not of choice 0? */
+function isToken(data) {
+  const choices = data?.choices;
+  if (!Array.isArray(choices)) return false;
+  const said = choices.find((choice) => (choice?.index ?? 0) === 0) ?? choices[0];
+  return Boolean(said?.delta?.content);
+}
+
+
 /** Ask `options.url`, and iterate over the events of the answer. Nothing is sent before the first demand. */
 export function streamChat(options) {
   return new ChatStream(options);
@@ -287,7 +296,7 @@ class ChatStream {
         onEvent?.(event);
         yield event;
         if (this.#cancelled) return;
-        if (event.text) this.#credit?.consumed();
+        if (event.text || isToken(event.data)) this.#credit?.consumed();
       }
       this.lastEventId = parser.lastEventId;
       this.#base = parser.retry ?? this.#base;

@@ -199,7 +199,7 @@ class Turn {
     if (state === "done") this.#made = this.#consumed;
     const told = {
       done: `Done: ${count(this.#consumed)} tokens.`,
-      stopped: `Stopped after ${count(this.#consumed)} tokens. The source is closed.`,
+      stopped: `Stopped after ${count(this.#consumed)} tokens.`,
       failed: `Failed after ${count(this.#consumed)} tokens: ${error?.message ?? "no reason"}.`,
     }[state];
     const note = paragraph("note", told);
