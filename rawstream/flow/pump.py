@@ -49,7 +49,7 @@ class Meter:
     def __init__(self, now: float) -> None:
         self.started_at = now
         self.tokens = 0
-        """Tokens taken from the source."""
+        """Tokens taken from the source that had something to show."""
         self.bytes = 0
         """Bytes of frames written."""
         self.writes = 0
@@ -207,11 +207,11 @@ async def produce(
                 if at >= len(large):
                     large = None
             frame = dialect.encode(batch)
-            meter.tokens += len(batch) if batch and batch[0].__class__ is str else count_tokens(batch)
-            del batch
             if frame:
+                meter.tokens += len(batch) if batch[0].__class__ is str else count_tokens(batch)
                 frames.append(frame)
                 size += len(frame)
+            del batch
             del frame
             if waited:
                 now = held_since

@@ -82,8 +82,7 @@ class Run:
     async def start(self) -> None:
         """Connect all readers and send their requests. Raises BadRequest (503) when that cannot be done in time."""
         try:
-            async with asyncio.timeout(_CONNECT):
-                await asyncio.gather(*(self._connect(lane) for lane in self.lanes.values()))
+            await self._connect_all()
         except (OSError, RawstreamError) as error:
             self.close()
             raise BadRequest(f"the lab's readers cannot connect: {error!r}", status=503, code="lab_failed") from None
@@ -91,6 +90,15 @@ class Run:
             self.close()
             raise
         self._task = asyncio.get_running_loop().create_task(self._go_on(), name="lab run")
+
+    async def _connect_all(self) -> None:
+        connecting = [asyncio.ensure_future(self._connect(lane)) for lane in self.lanes.values()]
+        try:
+            async with asyncio.timeout(_CONNECT):
+                await asyncio.gather(*connecting)
+        finally:
+            for task in connecting:
+                task.cancel()
 
     async def _connect(self, lane: Lane) -> None:
         mock = {"tokens": self.spec.tokens, "tokens_per_second": self.spec.tokens_per_second}
@@ -108,6 +116,9 @@ class Run:
             self._of[connection] = (lane, reader)
             reader.set_rate(self._rate(), partial(self._credit, reader))
             await reader.ask(path, body)
+            if self.over_at is not None:  # it ended while this one connected
+                _let_go(reader)
+                raise BadRequest("this run is over", status=409, code="run_is_over")
 
     def _tune(self, connection: Connection) -> None:
         """From now on this connection has the run's settings."""
@@ -179,7 +190,7 @@ class Run:
             for stream in lane.live():
                 stream.interruption.interrupt(StreamStopped("the lab's run is over"))
             for reader in lane.readers:
-                reader.close()
+                _let_go(reader)
 
     # --- what is done to it ----------------------------------------------------------------------------------
 
@@ -207,8 +218,7 @@ class Run:
             if self._reconnects > _MOST_RECONNECTS:
                 raise BadRequest(f"a run reconnects at most {_MOST_RECONNECTS} times", status=409, code="run_is_over")
             try:
-                async with asyncio.timeout(_CONNECT):
-                    await asyncio.gather(*(self._connect(lane) for lane in self.lanes.values()))
+                await self._connect_all()
             except OSError as error:
                 raise BadRequest(f"the readers cannot connect: {error}", status=503, code="lab_failed") from None
             self.note(None, "the readers connect anew")
@@ -277,6 +287,14 @@ class Run:
         if found is not None:
             lane, reader = found
             lane.stream_ended(reader, record.outcome.value, monotonic())
+
+
+def _let_go(reader: Reader) -> None:
+    """Close it. What was asked and has not begun must not begin: an eager one would go on."""
+    connection = reader.connection
+    if reader.stream is None and connection is not None and connection.gate.reason is None:
+        connection.lose(StreamStopped("the lab's run is over"))
+    reader.close()
 
 
 def _rate_text(rate: float | None) -> str:

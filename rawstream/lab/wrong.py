@@ -26,6 +26,7 @@ from rawstream.model import Dialect, TokenStream
 from rawstream.server.app import App
 from rawstream.server.endpoints.chat import ChatEndpoints
 from rawstream.server.endpoints.events import require_own_origin
+from rawstream.server.endpoints.operations import require_loopback
 from rawstream.server.exchange import Exchange
 from rawstream.server.streams import Discipline, Stream
 
@@ -61,6 +62,7 @@ class WrongDisciplines:
 
     async def _stream(self, exchange: Exchange, discipline: Discipline) -> None:
         assert self._chat is not None
+        require_loopback(exchange)
         if exchange.head.header("origin") is not None:  # browsers say so with each POST: no foreign page may drive it
             require_own_origin(exchange)
         await self._chat.chat(exchange, discipline)
@@ -80,12 +82,26 @@ class WrongDisciplines:
     async def _eagerly(self, stream: Stream, tokens: TokenStream, dialect: Dialect) -> None:
         stream.lane = "eager"
         connection = stream.exchange.connection
-        # It notices nothing: not a full buffer, and not that the client has left.
-        connection.interrupt = None
+        # It notices nothing: not a full buffer, and not that the client has left. But not for ever (rule 2), though its
+        # source may never give another token.
+        overrun = stream.settings.lab_overrun
+        timers: list[asyncio.TimerHandle] = []
+
+        def left(gone: RawstreamError) -> None:
+            told = type(gone)(f"{gone}; generation went on for {overrun:.1f} s more")
+            timers.append(connection.loop.call_later(overrun, stream.interruption.interrupt, told))
+
+        connection.interrupt = left
         sink = _Eager(stream, self)
         settings = stream.settings
-        last = await produce(tokens, dialect, sink, stream.meter, write_size=settings.write_size, hold=settings.hold)
-        await stream.delivery.finish(last)
+        try:
+            last = await produce(
+                tokens, dialect, sink, stream.meter, write_size=settings.write_size, hold=settings.hold
+            )
+            await stream.delivery.finish(last)
+        finally:
+            for timer in timers:
+                timer.cancel()
 
     async def _all_first(self, stream: Stream, tokens: TokenStream, dialect: Dialect) -> None:
         stream.lane = "whole"
@@ -105,13 +121,12 @@ class WrongDisciplines:
 class _Eager:
     """A sink that always has room."""
 
-    __slots__ = ("_checked_at", "_delivery", "_gone_at", "_lab", "_stream")
+    __slots__ = ("_checked_at", "_delivery", "_lab", "_stream")
 
     def __init__(self, stream: Stream, lab: WrongDisciplines) -> None:
         self._stream = stream
         self._delivery = stream.delivery
         self._lab = lab
-        self._gone_at: float | None = None
         self._checked_at = 0.0
 
     @property
@@ -122,22 +137,13 @@ class _Eager:
         return _UNBOUNDED
 
     def put_nowait(self, frames: bytes, now: float) -> bool:
-        gone = self._stream.exchange.connection.gate.reason
-        if gone is not None:
-            self._after_the_end(now, gone)
+        if self._stream.exchange.connection.gate.reason is not None:
             return True
         if now - self._checked_at > 0.05:
             self._checked_at = now
             self._lab.check_memory(self._stream)
         self._delivery.put_nowait(frames, now)
         return True
-
-    def _after_the_end(self, now: float, gone: RawstreamError) -> None:
-        if self._gone_at is None:
-            self._gone_at = now
-        if now - self._gone_at > self._stream.settings.lab_overrun:
-            told = f"{gone}; generation went on for {now - self._gone_at:.1f} s more"
-            self._stream.interruption.interrupt(type(gone)(told))
 
 
 class _Collecting:

@@ -15,7 +15,7 @@ import socket
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from rawstream.errors import ClientError, ProtocolViolation, RawstreamError
+from rawstream.errors import ProtocolViolation, RawstreamError
 from rawstream.limits.admission import Relief, relief
 from rawstream.model import Observer, Source
 from rawstream.server.connection import Connection
@@ -124,8 +124,9 @@ class App:
                 if connection.gate.reason is not None or exchange.started:
                     exchange.abort()
                     return False
-                if error.outcome == "source_failed" and not isinstance(error, ClientError):
-                    log.warning("request failed: %s %s", error, error.detail or "")
+                if error.outcome in ("source_failed", "upstream_failed", "upstream_idle"):
+                    # %r: what an upstream says may hold line ends.
+                    log.warning("request failed: %r %r", str(error), error.detail or "")
                 await exchange.refuse(error)
         except RawstreamError:
             return False  # the client left while it was being refused

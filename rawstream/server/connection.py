@@ -140,7 +140,8 @@ class Connection(Link):
         self.set_deadline(monotonic() + self.settings.body_timeout, self._body_too_late)
 
     def _idle_too_long(self) -> None:
-        self.reader.set_exception(_Quiet())
+        if not self._unread:  # else a request has come after all, in this very turn of the loop
+            self.reader.set_exception(_Quiet())
 
     def _head_too_late(self) -> None:
         timeout = self.settings.head_timeout
@@ -170,6 +171,7 @@ class Connection(Link):
                     self._discarded = self._unread
                     self.transport.write_eof()
                     self.reader.feed_eof()
+                    self.transport.resume_reading()  # paused, neither the rest nor the FIN would be seen
                     waiter = self._get_close_waiter(self.writer)
                     self.set_deadline(monotonic() + timeout, self.transport.abort)
                     await waiter

@@ -140,7 +140,10 @@ class Link(asyncio.Protocol):
         self.streaming = True
         if self.gate.reason is not None:
             interrupt(self.gate.reason)
+        elif self.kept > self.settings.surplus:
+            self.lose(ClientMisbehaved(f"the client sent more than {self.settings.surplus} bytes before its stream"))
         else:
+            self.transport.resume_reading()  # the reader may have paused it before the stream began
             self.leave_on_half_close()
 
     def stream_ends(self) -> None:

@@ -349,7 +349,10 @@ class Streams:
             exchange.abort()
             return
         try:
-            if isinstance(error, StreamStopped):
+            if exchange.finished:
+                # Whole, and its end is written: nothing may follow, and what waits must still leave.
+                await exchange.connection.flush(timeout=self.settings.flush_timeout)
+            elif isinstance(error, StreamStopped):
                 await stream.delivery.finish(b"", "stop")
             elif not stream.delivery.committed and not exchange.started:
                 await exchange.refuse(error)

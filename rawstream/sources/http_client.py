@@ -289,10 +289,9 @@ class HttpResponse:
         if connection is None:
             return
         try:
-            if self._first:
-                await self.read_some()
-            while self._connection is not None and not self._body.ended and self._inlet.held:
-                await self.read_some()
+            while self._connection is not None and not self._body.ended and (self._first or self._inlet.held):
+                if self.read_nowait() is None:
+                    break
         except RawstreamError:
             # The answer was whole already; a broken end costs the connection, which is closed by now.
             return

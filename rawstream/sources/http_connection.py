@@ -2,7 +2,7 @@
 
 Rule 1: every place where bytes can wait on this side is bounded: the kernel's receive buffer (``SO_RCVBUF``, set
         *before* connect, since the window is negotiated there), TLS's buffer, one read of the socket, and the
-        stream reader, which pauses the transport. Nobody reads, nothing is taken.
+        ``Inlet``, which pauses the transport. Nobody reads, nothing is taken.
 Rule 2: nobody waits without a deadline, and a deadline costs an attribute: it is set before a wait, not around it.
 Rule 3: a connection is broken off at once (``abort``); there is nothing to flush that anyone still wants.
 """
@@ -97,6 +97,8 @@ class Inlet(asyncio.BufferedProtocol):
             self._end()
         else:
             self.set_exception(exc)
+            if self.sink is not None:
+                self.sink(b"")
 
     def _end(self) -> None:
         if not self._eof:
@@ -238,7 +240,7 @@ async def dial(
     """Connect to ``origin``, over TLS where ``tls`` is given, within ``timeout`` seconds in all.
 
     ``rcvbuf`` is ``upstream_rcvbuf`` in bytes. The socket is read through ``buffer`` (``read_buffer``), whose size
-    is the reader's limit. Tries all addresses of the host, in order. Raises UpstreamFailed. Cancel-safe.
+    is that of one read. Tries all addresses of the host, in order. Raises UpstreamFailed. Cancel-safe.
     """
     where = f"{origin.host}:{origin.port}"
     try:

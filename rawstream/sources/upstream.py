@@ -120,16 +120,25 @@ class UpstreamSource:
         try:
             if media_type(response) != "application/json":
                 raise UpstreamFailed(f"the upstream answered with {media_type(response)} instead of JSON")
-            return await read_json(response, self._settings.upstream_idle_timeout)
+            body = await read_json(response, self._settings.upstream_idle_timeout)
         finally:
             await response.aclose()
+        if self.quotes_key(body):
+            raise UpstreamFailed("the upstream's answer quotes our credentials")
+        return body
+
+    def quotes_key(self, said: bytes) -> bool:
+        """Does what the upstream said hold our key? Then it is nobody else's to read."""
+        key = (self._settings.upstream_api_key or "").encode()
+        return bool(key) and (key in said or key in said.replace(b"\\/", b"/"))
 
     async def _rejection(self, response: HttpResponse) -> UpstreamRejected:
         """The upstream's own refusal, as far as it may be passed on."""
         status = response.status
         headers = tuple((name, value) for name, value in response.head.headers if name in _RELAYED)
         retry_after = response.head.header("retry-after")
-        seconds = float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
+        known = retry_after is not None and retry_after.isdecimal() and len(retry_after) <= 9
+        seconds = float(retry_after) if retry_after is not None and known else None
         message, body = f"the upstream answered with status {status}", None
         if status in (401, 403):
             # It is our key, not the client's, that was refused; and the text may quote it.
@@ -147,8 +156,7 @@ class UpstreamSource:
             body = await read_json(response, REJECTION_WAIT, MAX_REJECTION)
         except (UpstreamFailed, UpstreamIdle):
             return None
-        key = self._settings.upstream_api_key
-        return None if key and key.encode() in body else body
+        return None if self.quotes_key(body) else body
 
 
 class UpstreamStream:
@@ -234,6 +242,8 @@ class UpstreamStream:
         kind = media_type(response)
         if kind == "application/json":
             body = await read_json(response, settings.upstream_idle_timeout)
+            if self._source.quotes_key(body):
+                raise UpstreamFailed("the upstream's answer quotes our credentials")
             self._whole = True
             return answer_as_token(body)
         if kind != "text/event-stream":
@@ -244,13 +254,16 @@ class UpstreamStream:
         """The tokens of the first read that holds any; none at the stream's proper end."""
         source = self._source
         if self._due is not None:
-            response.set_deadline(self._due, source.first_token_late, while_waiting=True)
+            due, late = self._due, source.first_token_late
         else:
-            response.set_deadline(self._clock() + source.idle_timeout, source.idle_late, while_waiting=True)
+            due, late = self._clock() + source.idle_timeout, source.idle_late
         parser = self._parser
         while True:
             data = response.read_nowait()
             if data is None:
+                if self._clock() >= due:
+                    raise UpstreamIdle(late)
+                response.set_deadline(due, late, while_waiting=True)  # anew: it passes unheard while nobody waits
                 await response.more()
                 continue
             if not data:
@@ -276,7 +289,8 @@ class UpstreamStream:
         try:
             append_tokens(payloads, tokens)
         except UpstreamFailed as failure:
-            self._failure = failure
+            quoted = self._source.quotes_key(b"\n".join(payloads))
+            self._failure = UpstreamFailed("the upstream failed") if quoted else failure
             self._whole = False
         if not self._finish_seen:
             for token in tokens:

@@ -753,3 +753,60 @@ async def test_whole_answers_fail_as_streams_do(ask: Callable[[UpstreamSource], 
         with pytest.raises(UpstreamRejected) as caught:
             await ask(source)
         assert caught.value.retry_after == 3.0
+
+
+# --- our key, whatever the upstream does with it
+
+
+@pytest.mark.parametrize("written", [KEY, "sk/very/secret", "sk\\/very\\/secret"])
+async def test_an_error_told_in_the_stream_that_quotes_our_key_is_not_passed_on(written: str) -> None:
+    """The stream fails all the same; what was said stays between the upstream and us."""
+    key = KEY if written == KEY else "sk/very/secret"
+    told = b'data: {"error": {"message": "Incorrect API key provided: %b"}}\n\n' % written.encode()
+    async with upstream(answering(HEAD + chunk(delta("Hello") + told)), upstream_api_key=key) as (_, source):
+        seen, error = await collect_until_error(source)
+    assert texts(seen) == "Hello"
+    assert key not in str(error) + str(getattr(error, "detail", ""))
+    assert "secret" not in str(error)
+
+
+async def test_a_whole_answer_that_quotes_our_key_is_not_passed_on() -> None:
+    """200 or not: nobody else's to read."""
+    body = b'{"error": "you sent %b"}' % KEY.encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with upstream(answering(head + body), upstream_api_key=KEY) as (_, source):
+        with pytest.raises(UpstreamFailed) as whole:
+            await source.complete(REQUEST)
+        _, streamed = await collect_until_error(source)
+    assert KEY not in str(whole.value) + str(streamed)
+
+
+async def test_a_retry_after_beyond_reason_is_passed_over() -> None:
+    """309 digits are no number of seconds; the refusal itself is relayed."""
+    async with upstream(refusal(429, b'{"error": "slow"}', "Retry-After: " + "9" * 309)) as (_, source):
+        with pytest.raises(UpstreamRejected) as caught:
+            await collect(source)
+    assert (caught.value.status, caught.value.retry_after) == (429, None)
+
+
+async def test_half_an_end_after_done_holds_up_nobody(loop_kind: str) -> None:
+    """The answer is whole at [DONE]; an upstream that hangs in the last chunk costs its connection, and no time."""
+    script = answering_and_waiting(HEAD + chunk(ANSWER) + b"0\r\n")
+    async with upstream(script, upstream_idle_timeout=15.0) as (_, source):
+        async with asyncio.timeout(5):
+            assert texts(await collect(source)) == "Hello world"
+
+
+async def test_pings_without_end_do_not_outlive_the_idle_deadline(loop_kind: str) -> None:
+    """However densely they come: the deadline is set anew for each wait, and passes only once."""
+
+    async def pinging(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunk(delta("Hello")))
+        while True:
+            await peer.send(chunk(b": ping\n\n"))
+
+    async with upstream(pinging, upstream_idle_timeout=0.2) as (_, source):
+        seen, error = await collect_until_error(source)
+    assert texts(seen) == "Hello"
+    assert isinstance(error, UpstreamIdle)

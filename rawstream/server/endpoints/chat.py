@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
+from rawstream.errors import BadRequest
 from rawstream.model import Source
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
@@ -25,6 +26,12 @@ def chat_tokens(stream_id: str) -> ChatTokens:
 
 def plain_text(stream_id: str) -> PlainText:
     return PlainText()
+
+
+def refuse_foreign_page(exchange: Exchange) -> None:
+    """Raise 403 for a GET of another site's page: an ``<img>`` there must not start generations (Fetch Metadata)."""
+    if exchange.head.header("sec-fetch-site") == "cross-site":
+        raise BadRequest("this is not answered to pages of another site", status=403, code="forbidden")
 
 
 class ChatEndpoints:
@@ -46,11 +53,16 @@ class ChatEndpoints:
 
     def text(self, exchange: Exchange) -> Awaitable[None]:
         head = exchange.head
-        request = decode_chat(exchange.content) if head.method == "POST" else from_query(head.query)
+        if head.method == "POST":
+            request = decode_chat(exchange.content)
+        else:
+            refuse_foreign_page(exchange)
+            request = from_query(head.query)
         return self.streams.run(exchange, request, self.source, plain_text)
 
     def event_source(self, exchange: Exchange) -> Awaitable[None]:
         """For ``EventSource``: a client that has seen the end of its stream must not start another one."""
+        refuse_foreign_page(exchange)
         head = exchange.head
         last = head.header("last-event-id")
         if last is not None and last.endswith(".end"):

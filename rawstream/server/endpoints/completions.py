@@ -6,6 +6,7 @@ Rule 2: errors before the commit point have a real status, OpenAI's JSON, and th
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable
@@ -93,6 +94,7 @@ class CompletionEndpoints:
             return await self.source.complete(request)
         tokens: list[str | Token] = []
         size = 0
+        hold, held_since = self.streams.settings.hold, monotonic()
         async with aclosing(self.source.tokens(request)) as stream:
             async for item in stream:
                 batch = (item,) if isinstance(item, str | Token) else item
@@ -100,6 +102,11 @@ class CompletionEndpoints:
                 if size > MAX_ANSWER:
                     raise SourceFailed(f"the answer is longer than {MAX_ANSWER} characters; ask for a stream")
                 tokens.extend(batch)
+                if len(tokens) > MAX_ANSWER:
+                    raise SourceFailed(f"the answer has more than {MAX_ANSWER} tokens; ask for a stream")
+                if monotonic() - held_since > hold:
+                    await asyncio.sleep(0)
+                    held_since = monotonic()
         return openai.whole_answer(
             tokens,
             id=f"chatcmpl-{secrets.token_hex(12)}",

@@ -12,7 +12,7 @@ import asyncio
 import ipaddress
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -31,6 +31,8 @@ from rawstream.wire.sse import EVENT_STREAM_HEADERS
 
 MOST_WATCHERS: Final = 32
 """Event streams of this kind that are open at a time."""
+_LOOK: Final = 0.25
+"""Seconds between two looks whether what is watched, or the server, has ended."""
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -173,6 +175,14 @@ def live_snapshot(stream: Stream, now: float) -> dict[str, Any]:
 # --- how it is sent -----------------------------------------------------------------------------------------
 
 
+def _pieces(interval: float) -> Iterator[float]:
+    """``interval`` in pieces of at most ``_LOOK`` seconds."""
+    while interval > _LOOK:
+        yield _LOOK
+        interval -= _LOOK
+    yield interval
+
+
 class Watchers:
     """Sends samples to whoever watches, at their pace."""
 
@@ -224,7 +234,10 @@ class Watchers:
                         break
                     if exchange.room > 0:
                         exchange.write_nowait(event(sample()))
-                    await asyncio.sleep(interval)
+                    for piece in _pieces(interval):
+                        if over() or self._draining():
+                            break
+                        await asyncio.sleep(piece)
                 await exchange.finish(event(sample()))
         finally:
             self.open -= 1
