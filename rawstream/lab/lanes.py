@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from rawstream.lab.readers import Reader
 from rawstream.model import Outcome
-from rawstream.server.streams import Stream
+from rawstream.server.stream import Stream
 
 PATHS: Final = {"whole": "/chat-whole", "eager": "/chat-broken", "drain": "/chat-drain", "rawstream": "/chat"}
 """The disciplines, and where they are asked for."""

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from rawstream.server.app import App
 from rawstream.server.connection import Connection
-from rawstream.server.streams import Stream
+from rawstream.server.stream import Stream
 
 _MARK: Final = b'"token": '
 """Begins each token's event. In a token's own text its quotes are escaped."""

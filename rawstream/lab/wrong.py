@@ -28,7 +28,8 @@ from rawstream.server.endpoints.chat import ChatEndpoints
 from rawstream.server.endpoints.events import require_own_origin
 from rawstream.server.endpoints.operations import require_loopback
 from rawstream.server.exchange import Exchange
-from rawstream.server.streams import Discipline, Stream
+from rawstream.server.stream import Stream
+from rawstream.server.streams import Discipline
 
 _UNBOUNDED: Final = 1 << 62
 _DEFAULT_HIGH: Final = 64 * 1024

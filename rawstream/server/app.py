@@ -28,7 +28,8 @@ from rawstream.server.exchange import Exchange, error_answer
 from rawstream.server.listener import Listener, listen
 from rawstream.server.logs import StreamLog
 from rawstream.server.router import Router, prepare
-from rawstream.server.streams import Stream, Streams
+from rawstream.server.stream import Stream
+from rawstream.server.streams import Streams
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
 

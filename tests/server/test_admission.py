@@ -13,7 +13,7 @@ import pytest
 from rawstream.model import Request
 from rawstream.server.connection import Connection
 from rawstream.server.exchange import Exchange
-from rawstream.server.streams import Stream
+from rawstream.server.stream import Stream
 from tests.support import flow, raw
 from tests.support.flow import serving
 from tests.support.raw import ENDLESS, Client, chat, get, post

@@ -45,7 +45,7 @@ class ClumsySource:
 async def test_nothing_follows_the_end_of_a_whole_answer() -> None:
     """A source that fails to clean up is logged as failed; its client has a whole answer, and no byte more."""
     async with serving(ClumsySource()) as served:
-        client = await served.client(post("/chat"))
+        client = await served.client(post("/chat", '{"prompt":"a"}', "Connection: close"))
         answer = await client.read_all()
         assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
         assert b"error" not in answer

@@ -26,7 +26,8 @@ from rawstream.flow.watch import Finding, StreamWatch
 from rawstream.server.endpoints.operations import require_loopback
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
-from rawstream.server.streams import Stream, Streams
+from rawstream.server.stream import Stream
+from rawstream.server.streams import Streams
 from rawstream.wire.sse import EVENT_STREAM_HEADERS
 
 MOST_WATCHERS: Final = 32

@@ -1,0 +1,184 @@
+"""One live stream: what it holds, whom it waits for, and when it has waited too long.
+
+Rule 1: what is shown of it (``snapshot``) holds no prompt, no text, and not the id that can resume or stop it.
+Rule 2: a figure that the system cannot give is None. Bytes, seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from rawstream.errors import (
+    ClientStalled,
+    StreamDeadline,
+)
+from rawstream.flow.credit import Credit, CreditSink
+from rawstream.flow.interrupt import Interruption
+from rawstream.flow.kernel import tcp_info
+from rawstream.flow.pump import Delivery, Meter, Sink
+from rawstream.flow.watch import Finding, StreamWatch
+from rawstream.model import (
+    SourceStatistics,
+    TokenStream,
+)
+from rawstream.server.exchange import Exchange
+from rawstream.server.ids import random_id
+from rawstream.settings import Settings
+
+
+class Stream:
+    """One live stream."""
+
+    __slots__ = (
+        "credit",
+        "delivery",
+        "dialect_name",
+        "exchange",
+        "held",
+        "id",
+        "interruption",
+        "lab",
+        "lane",
+        "meter",
+        "path",
+        "public_id",
+        "settings",
+        "tokens",
+        "watch",
+    )
+
+    def __init__(
+        self, exchange: Exchange, dialect_name: str, delivery: Delivery, settings: Settings, *, lab: bool
+    ) -> None:
+        self.id = exchange.stream_id or ""
+        """The secret id: who has it may stop the stream."""
+        self.public_id = random_id(4)
+        """What ``/debug`` shows."""
+        self.exchange = exchange
+        self.path = exchange.path
+        self.dialect_name = dialect_name
+        self.delivery = delivery
+        self.meter: Meter = delivery.meter
+        self.settings = settings
+        self.lab = lab
+        self.lane: str | None = None
+        """The lab's name for how this stream is delivered; None for an ordinary one."""
+        self.credit: Credit | None = None
+        """What the client has asked for, where it asked for a demand that is exact to the token."""
+        self.interruption = Interruption()
+        self.tokens: TokenStream | None = None
+        self.held: Callable[[], int] | None = None
+        """Bytes held elsewhere (the lab's unbounded buffers)."""
+        self.watch = StreamWatch(
+            self.meter.started_at,
+            heartbeat=settings.heartbeat,
+            stall_timeout=settings.stall_timeout,
+            stream_timeout=settings.stream_timeout,
+        )
+
+    def sink(self) -> Sink:
+        """Where its frames go."""
+        return self.delivery if self.credit is None else CreditSink(self.delivery, self.credit, self.meter)
+
+    def look(self) -> None:
+        """The deadline's callback: heartbeat, stall, end of life."""
+        now = monotonic()
+        connection = self.exchange.connection
+        taken, waiting = connection.unwritten()
+        if self.credit is not None:
+            # Credit that is waited for is a wait like that for room: what is consumed is progress, none is a stall.
+            taken += self.credit.consumed
+            waiting += self.credit.owed
+        self.watch.last_write = self.delivery.last_write
+        finding = self.watch.look(now, taken=taken, waiting=waiting)
+        if finding is Finding.STALLED:
+            timeout = self.settings.stall_timeout
+            connection.lose(ClientStalled(f"the client took nothing for {timeout:g} s while data waited"))
+            return
+        if finding is Finding.TOO_LONG:
+            self.interruption.interrupt(StreamDeadline(f"the stream ran for {self.settings.stream_timeout:g} s"))
+            return
+        if finding is Finding.SILENT and self.delivery.heartbeat():
+            self.watch.last_write = self.delivery.last_write
+        connection.set_deadline(self.watch.next_look(now), self.look)
+
+    def buffered(self) -> dict[str, int | None]:
+        """Bytes by place. None: the system cannot tell."""
+        connection = self.exchange.connection
+        queue = connection.kernel_queue()
+        return {
+            "source": self.source_buffered() + self.held_elsewhere(),
+            "transport": connection.transport.get_write_buffer_size(),
+            "kernel_unsent": None if queue is None else queue.unsent,
+            "kernel_unacked": None if queue is None else queue.unacked,
+        }
+
+    def source_buffered(self) -> int:
+        # Not isinstance(…, MeasuredTokenStream): a protocol's check takes 12 µs, and this is asked often.
+        statistics: Callable[[], SourceStatistics] | None = getattr(self.tokens, "statistics", None)
+        return 0 if statistics is None else statistics().buffered
+
+    def process_buffered(self) -> int:
+        """Bytes that this process holds for the stream."""
+        transport = self.exchange.connection.transport
+        return transport.get_write_buffer_size() + self.source_buffered() + self.held_elsewhere()
+
+    def held_elsewhere(self) -> int:
+        """Bytes that a wrong discipline keeps in the program: an answer that is collected before it is sent."""
+        return 0 if self.held is None else self.held()
+
+    def cut_for_memory(self) -> None:
+        """The last step of relief: this stream holds most, and its client does not take it."""
+        self.exchange.connection.lose(ClientStalled("too much was buffered in all, and this client held most of it"))
+
+    def split_wait(self, client_seconds: float, *, final: bool = False) -> tuple[float, float]:
+        """Split the wait into (client, network): the kernel knows how long the peer's window was shut."""
+        connection = self.exchange.connection
+        if client_seconds < 0.001:
+            return client_seconds, 0.0
+        sock = connection.sock
+        info = tcp_info(sock) if sock is not None else None
+        if info is None:
+            return client_seconds, 0.0
+        by_client = min(client_seconds, max(0.0, info.rwnd_limited - connection.rwnd_seen))
+        if final:
+            connection.rwnd_seen = info.rwnd_limited
+        return by_client, client_seconds - by_client
+
+    def waiting_for(self) -> str | None:
+        """'source', 'client', 'network' or None (running)."""
+        waiting = self.meter.waiting_for
+        if waiting != "client":
+            return waiting
+        if self.credit is not None and self.credit.owed:
+            return "client"
+        sock = self.exchange.connection.sock
+        info = tcp_info(sock) if sock is not None else None
+        # A shut window is the client's; an open one with bytes in flight is the network's.
+        if info is None or info.snd_wnd is None or info.snd_wnd < 4096:
+            return "client"
+        return "network"
+
+    def snapshot(self, now: float) -> dict[str, Any]:
+        """What ``/debug/streams`` shows."""
+        meter = self.meter
+        source, client = meter.seconds(now)
+        by_client, by_network = self.split_wait(client)
+        return {
+            "id": self.public_id,
+            "path": self.path,
+            "dialect": self.dialect_name,
+            "state": self.exchange.connection.gate.state.value,
+            "tokens": meter.tokens,
+            "bytes": meter.bytes,
+            "waiting_for": self.waiting_for(),
+            "seconds": {
+                "source": round(source, 3),
+                "client": round(by_client, 3),
+                "network": round(by_network, 3),
+            },
+            "age": round(now - meter.started_at, 3),
+            "buffered": self.buffered(),
+        }
