@@ -267,7 +267,7 @@ def test_only_what_exists_is_listed() -> None:
     """The commands that are there, and no others."""
     result = CliRunner().invoke(rawstream_command, ["--help"])
     listed = re.findall(r"^  ([a-z]+) ", result.output.partition("Commands:")[2], re.MULTILINE)
-    assert listed == ["chat", "serve"]
+    assert listed == ["chat", "lab", "serve"]
 
 
 # --- what a stalled client costs ----------------------------------------------------------------------------

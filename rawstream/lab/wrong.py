@@ -112,10 +112,13 @@ class WrongDisciplines:
         last = await produce(tokens, dialect, sink, stream.meter, write_size=settings.write_size, hold=settings.hold)
         body = b"".join([*sink.parts, last])
         sink.parts.clear()
+        sink.size = len(body)
         delivery = stream.delivery
         for at in range(0, len(body), settings.write_size):
             await delivery.wait_room()
-            delivery.put_nowait(body[at : at + settings.write_size], monotonic())
+            piece = body[at : at + settings.write_size]
+            delivery.put_nowait(piece, monotonic())
+            sink.size -= len(piece)
         await delivery.finish(b"")
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from rawstream.errors import ClientDisconnected, ProtocolViolation, RawstreamError
 from rawstream.server.link import READ, Link, nothing
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead, ServerCodec
+
+_BEFORE_THE_CUT: Final = 0.1
+"""Seconds between an in-stream error and the cut. Chromium drops what its page has not read when a body is cut: without
+a pause 17 of 20 errors were lost, with 2 ms none."""
 
 
 class Host(Protocol):
@@ -45,7 +49,7 @@ class _Quiet(Exception):
 class Connection(Link):
     """A link that speaks HTTP/1.1."""
 
-    __slots__ = ("_served", "codec", "host", "task")
+    __slots__ = ("_cut", "_served", "codec", "host", "task")
 
     codec: ServerCodec
     task: asyncio.Task[None]
@@ -54,6 +58,7 @@ class Connection(Link):
         super().__init__(host.settings, loop, accepted)
         self.host = host
         self._served = 0
+        self._cut: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -160,13 +165,21 @@ class Connection(Link):
         if between and not self.streaming and self.interrupt is None and self._on_deadline is not nothing:
             self.reader.set_exception(_Quiet())
 
+    def cut_in_a_moment(self, cut: Callable[[], None]) -> None:
+        """The connection ends with ``cut()``, a moment after what was written last; its stream is over now."""
+        self._cut = cut
+
     async def _close(self) -> None:
         """Flush, say FIN, let the peer read what it was told, and go: never longer than ``flush_timeout``."""
         timeout = self.settings.flush_timeout
         try:
             if self.gate.reason is None and not self.transport.is_closing():
                 await self.flush(timeout=timeout)
-                if not self._eof and (self._unread or self.codec.buffered or not self.codec.body_complete):
+                if self._cut is not None:
+                    waiter = self._get_close_waiter(self.writer)
+                    self.set_deadline(monotonic() + _BEFORE_THE_CUT, self._cut)
+                    await waiter
+                elif not self._eof and (self._unread or self.codec.buffered or not self.codec.body_complete):
                     # Closing with unread bytes would reset the connection, and take the answer with it.
                     self._discarded = self._unread
                     self.transport.write_eof()

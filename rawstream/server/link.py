@@ -329,12 +329,6 @@ class Link(asyncio.Protocol):
             if timeout is not None or self.interrupt is None:
                 self.clear_deadline()
 
-    async def settle(self, seconds: float) -> None:
-        """Wait until the client has closed the connection, or so many seconds. Cancel-safe."""
-        waiter = self._get_close_waiter(self.writer)
-        if not waiter.done():
-            await asyncio.wait({waiter}, timeout=seconds)
-
     def _watch_flush(self) -> None:
         stall = self.settings.stall_timeout
         watch = StreamWatch(monotonic(), heartbeat=0, stall_timeout=stall, stream_timeout=float("inf"))

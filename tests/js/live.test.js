@@ -47,8 +47,8 @@ test("who leaves, stops the source: by leaving the loop, by cancel(), by a signa
   );
   await untilNoStream();
   const client = new ChatClient(endless);
-  const sending = client.send("hello");
   const { totals } = await debug();
+  const sending = client.send("hello");
   client.stop();
   assert.equal((await sending).status, "stopped");
   await untilNoStream();
