@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from rawstream.errors import ClientDisconnected, ProtocolViolation, RawstreamError
+from rawstream.errors import ProtocolViolation, RawstreamError
 from rawstream.server.link import READ, Link, nothing
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead, ServerCodec
@@ -90,8 +90,6 @@ class Connection(Link):
                 self._served += 1
         except _Quiet:
             pass
-        except ClientDisconnected:
-            pass
         except ProtocolViolation as error:
             if self.gate.reason is None:
                 self.write(self.host.refusal(self, error))
@@ -149,13 +147,13 @@ class Connection(Link):
             self.reader.set_exception(_Quiet())
 
     def _head_too_late(self) -> None:
-        timeout = self.settings.head_timeout
-        error = ProtocolViolation(f"the request head did not arrive within {timeout:g} s", status=408)
-        self.reader.set_exception(error)
+        self._too_late("head", self.settings.head_timeout)
 
     def _body_too_late(self) -> None:
-        timeout = self.settings.body_timeout
-        error = ProtocolViolation(f"the request body did not arrive within {timeout:g} s", status=408)
+        self._too_late("body", self.settings.body_timeout)
+
+    def _too_late(self, what: str, timeout: float) -> None:
+        error = ProtocolViolation(f"the request {what} did not arrive within {timeout:g} s", status=408)
         self.reader.set_exception(error)
 
     def close_if_idle(self) -> None:
@@ -169,6 +167,12 @@ class Connection(Link):
         """The connection ends with ``cut()``, a moment after what was written last; its stream is over now."""
         self._cut = cut
 
+    async def _until_closed(self, seconds: float, otherwise: Callable[[], None]) -> None:
+        """Wait until the peer has closed the connection, or ``otherwise()`` has closed it after ``seconds``."""
+        waiter = self._get_close_waiter(self.writer)
+        self.set_deadline(monotonic() + seconds, otherwise)
+        await waiter
+
     async def _close(self) -> None:
         """Flush, say FIN, let the peer read what it was told, and go: never longer than ``flush_timeout``."""
         timeout = self.settings.flush_timeout
@@ -176,18 +180,14 @@ class Connection(Link):
             if self.gate.reason is None and not self.transport.is_closing():
                 await self.flush(timeout=timeout)
                 if self._cut is not None:
-                    waiter = self._get_close_waiter(self.writer)
-                    self.set_deadline(monotonic() + _BEFORE_THE_CUT, self._cut)
-                    await waiter
+                    await self._until_closed(_BEFORE_THE_CUT, self._cut)
                 elif not self._eof and (self._unread or self.codec.buffered or not self.codec.body_complete):
                     # Closing with unread bytes would reset the connection, and take the answer with it.
                     self._discarded = self._unread
                     self.transport.write_eof()
                     self.reader.feed_eof()
                     self.transport.resume_reading()  # paused, neither the rest nor the FIN would be seen
-                    waiter = self._get_close_waiter(self.writer)
-                    self.set_deadline(monotonic() + timeout, self.transport.abort)
-                    await waiter
+                    await self._until_closed(timeout, self.transport.abort)
         except (RawstreamError, OSError):  # OSError: asyncio's write_eof() on a socket that the peer has reset
             pass  # lost meanwhile: there is nobody to be polite to
         finally:
