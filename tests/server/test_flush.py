@@ -9,7 +9,19 @@ import pytest
 
 from rawstream.model import Outcome
 from rawstream.settings import Settings
-from tests.support.flow import PATIENCE, Counted, post, repeat, serving, turns, until
+from tests.support.flow import PATIENCE, Client, Counted, Served, post, repeat, serving, turns, until
+
+
+async def being_flushed(served: Served, source: Counted) -> Client:
+    """A client that reads nothing, of a stream that was stopped and whose end waits to leave."""
+    client = await served.client(post("/chat"))
+    await until(lambda: served.server.app.connections, "the connection is there")
+    await until(lambda: served.connection.gate.waiting, "the stream waits for its client")
+    (stream,) = served.server.app.streams
+    served.server.app.streams.stop(stream.id)
+    await source.was_closed()
+    await until(lambda: served.connection.gate.waiting, "the end is being flushed")
+    return client
 
 
 async def test_a_client_that_leaves_while_its_stopped_stream_is_flushed_is_no_fault(
@@ -19,13 +31,7 @@ async def test_a_client_that_leaves_while_its_stopped_stream_is_flushed_is_no_fa
     source = Counted(lambda: repeat("x" * 50))
     with caplog.at_level(logging.ERROR):
         async with serving(source, Settings(port=0)) as served:
-            client = await served.client(post("/chat"))
-            await until(lambda: served.server.app.connections, "the connection is there")
-            await until(lambda: served.connection.gate.waiting, "the stream waits for its client")
-            (stream,) = served.server.app.streams
-            served.server.app.streams.stop(stream.id)
-            await source.was_closed()
-            await until(lambda: served.connection.gate.waiting, "the end is being flushed")
+            client = await being_flushed(served, source)
             client.reset()
             assert (await served.ended()).outcome is Outcome.STOPPED
     assert not caplog.records
@@ -36,13 +42,7 @@ async def test_a_server_that_drains_lets_an_answers_end_leave(loop_kind: str, ca
     source = Counted(lambda: repeat("x" * 50))
     with caplog.at_level(logging.ERROR):
         async with serving(source, Settings(port=0)) as served:
-            client = await served.client(post("/chat"))
-            await until(lambda: served.server.app.connections, "the connection is there")
-            await until(lambda: served.connection.gate.waiting, "the stream waits for its client")
-            (stream,) = served.server.app.streams
-            served.server.app.streams.stop(stream.id)
-            await source.was_closed()
-            await until(lambda: served.connection.gate.waiting, "the end is being flushed")
+            client = await being_flushed(served, source)
             closing = asyncio.create_task(served.server.close(drain=PATIENCE))
             await turns()
             raw = await client.read_all()
