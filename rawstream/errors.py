@@ -20,6 +20,8 @@ class RawstreamError(Exception):
     outcome: ClassVar[str] = "source_failed"
     retry_after: float | None = None
     """Seconds after which trying again makes sense (sent as ``Retry-After``); None: say nothing."""
+    should_retry: bool | None = None
+    """Sent as ``x-should-retry``, which SDKs obey above all else; None: say nothing."""
 
     def __init__(
         self,
@@ -105,6 +107,10 @@ class UpstreamFailed(SourceError):
     outcome = "upstream_failed"
 
 
+class UpstreamUnreachable(UpstreamFailed):
+    """The upstream could not be reached, or closed before it answered: no generation of ours runs there."""
+
+
 class UpstreamIdle(SourceError):
     """The upstream kept silent past a deadline."""
 
@@ -163,6 +169,7 @@ class BudgetSpent(LimitReached):
     status = 429
     code = "insufficient_quota"
     retry_after = None
+    should_retry = False
 
 
 class StreamDeadline(LimitReached):

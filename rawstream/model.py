@@ -8,8 +8,8 @@ Rule 3: a response gives permission (``wait_writable``) before anything is produ
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, NoReturn, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -38,6 +38,17 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     total_tokens: int = 0
 
 
+class DataPart(msgspec.Struct, frozen=True):
+    """Something beside the text that a source tells the page (progress, a citation): AI SDK's ``data-NAME`` parts."""
+
+    name: str
+    """Letters, digits, ``-`` and ``_``."""
+    value: Any
+    """Anything JSON can hold."""
+    transient: bool = True
+    """Transient parts are shown as they come and are not kept in the message."""
+
+
 class Token(msgspec.Struct, frozen=True, gc=False):
     """One step of an answer. Sources of one's own yield plain ``str``; an upstream yields these, losing nothing."""
 
@@ -49,11 +60,30 @@ class Token(msgspec.Struct, frozen=True, gc=False):
     usage: Usage | None = None
     index: int = 0
     """Which choice (OpenAI's ``n``) this belongs to."""
+    data: DataPart | None = None
+    """Told to clients whose dialect has a place for it; others do not see it."""
 
 
 TokenItem: TypeAlias = str | Token
 SourceItem: TypeAlias = str | Token | Sequence[str | Token]
 """What a source may yield: a string, a token, or several of them that became ready together."""
+
+
+class _NoSignals:
+    """The signals of a request that nobody can signal: none."""
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> NoReturn:
+        raise StopAsyncIteration
+
+
+_NO_SIGNALS: Final = _NoSignals()
+
+
+def _never() -> bool:
+    return False
 
 
 class Request(msgspec.Struct):
@@ -68,6 +98,11 @@ class Request(msgspec.Struct):
     """Every body field that rawstream does not know, untouched (``temperature``, ``tools``, ``mock`` …)."""
     id: str = ""
     """The stream's id (secret where no users are configured)."""
+    signals: AsyncIterator[Any] = _NO_SIGNALS
+    """What the client sends beside the stream (``POST /streams/{id}/signal``), each as decoded JSON, in order. Ends
+    when the stream does. One reader."""
+    is_committed: Callable[[], bool] = _never
+    """Has the client been told 200 already? Then nothing may be tried a second time."""
 
     @property
     def prompt(self) -> str:

@@ -68,10 +68,12 @@ def plain_refusal(error: RawstreamError) -> tuple[list[tuple[str, str]], bytes]:
 
 
 def error_headers(error: RawstreamError) -> list[tuple[str, str]]:
-    """``content-type``, and ``retry-after`` in whole seconds where it makes sense."""
+    """``content-type``; ``retry-after`` in whole seconds and ``x-should-retry`` where they make sense."""
     headers = [("content-type", "application/json")]
     if error.retry_after is not None:
         headers.append(("retry-after", str(max(1, round(error.retry_after)))))
+    if error.should_retry is not None:
+        headers.append(("x-should-retry", "true" if error.should_retry else "false"))
     return headers
 
 

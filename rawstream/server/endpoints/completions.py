@@ -37,8 +37,6 @@ def refusal(error: RawstreamError) -> tuple[list[tuple[str, str]], bytes]:
         told = {name for name, _ in headers}
         headers.extend(header for header in error.headers if header[0].lower() not in told)
         body = error.body
-    if error.code == "insufficient_quota":
-        headers.append(("x-should-retry", "false"))
     return headers, openai.error_body(str(error), _error_type(error), error.code) if body is None else body
 
 
