@@ -90,6 +90,10 @@ class Server:
         self._closing.set_result(None)
         await self.app.close(drain=drain)
 
+    def reload_certificate(self) -> None:
+        """Read the certificate anew, for connections to come. Raises SettingsError; then the old one stays."""
+        self.app.reload_certificate()
+
     def hurry(self) -> None:
         """Abort a ``close()`` that is under way."""
         self.app.hurry()

@@ -33,6 +33,14 @@ class Settings:
     backlog: int = _setting(1024, "Listening", "count", "Connections the kernel may hold before we accept them.")
     loop: str = _setting("auto", "Listening", "text", "Event loop: auto (uvloop where it is there), uvloop or asyncio.")
 
+    # --- TLS
+    ssl_certfile: str | None = _setting(
+        None, "TLS", "path", "Speak https, with this PEM file: the certificate, then the rest of its chain."
+    )
+    ssl_keyfile: str | None = _setting(
+        None, "TLS", "path", "PEM file of the certificate's key, where it is not in the same file."
+    )
+
     # --- where tokens come from
     source: str | None = _setting(
         None, "Source", "text", "Your own source, as module:function; default: the built-in mock."
@@ -252,5 +260,7 @@ def check(settings: Settings) -> None:
         raise ValueError(f"write_low ({settings.write_low}) must not exceed write_high ({settings.write_high})")
     if settings.port > 65535:
         raise ValueError(f"port must be at most 65535, not {settings.port}")
+    if settings.ssl_keyfile is not None and settings.ssl_certfile is None:
+        raise ValueError("ssl_keyfile needs ssl_certfile: a key alone is no certificate")
     if settings.upstream is not None and settings.source is not None:
         raise ValueError("upstream and source exclude each other: tokens come from one place")

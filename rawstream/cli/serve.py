@@ -148,7 +148,7 @@ async def _serve(settings: Settings, source: Source) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number.name)
-    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP: ignored; settings are read once, at start")
+    loop.add_signal_handler(signal.SIGHUP, _hang_up, server)
     try:
         await server.start()
     except OSError as error:
@@ -164,6 +164,19 @@ async def _serve(settings: Settings, source: Source) -> int:
         remove_socket()
     log.info("ended")
     return 0
+
+
+def _hang_up(server: Server) -> None:
+    """SIGHUP: a certificate that was renewed is taken up; connections that are there keep theirs."""
+    if server.settings.ssl_certfile is None:
+        log.info("SIGHUP: ignored; settings are read once, at start")
+        return
+    try:
+        server.reload_certificate()
+    except SettingsError as error:
+        log.error("SIGHUP: the certificate stays as it was: %s", error)
+    else:
+        log.info("SIGHUP: new connections get the certificate in %s", server.settings.ssl_certfile)
 
 
 def _announce(server: Server, settings: Settings) -> None:

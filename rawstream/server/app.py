@@ -12,6 +12,7 @@ import asyncio
 import logging
 import resource
 import socket
+import ssl
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -30,6 +31,7 @@ from rawstream.server.logs import StreamLog
 from rawstream.server.router import Router, prepare
 from rawstream.server.stream import Stream
 from rawstream.server.streams import Streams
+from rawstream.server.tls import TlsProtocol, server_context
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
 
@@ -74,6 +76,9 @@ class App:
         self.source = source
         self.draining = False
         self.connections: set[Connection] = set()
+        self.handshakes: set[TlsProtocol] = set()
+        """Connections that are not ready to speak HTTP yet."""
+        self.tls = self._tls_context()
         self.streams = Streams(settings, (StreamLog(), *observers))
         self.router = Router()
         self.chat = ChatEndpoints(self.streams, source)
@@ -106,6 +111,15 @@ class App:
             self._empty.set()
         if self._listener is not None:
             self._listener.connection_closed()
+
+    def handshake_begins(self, handshake: TlsProtocol) -> None:
+        self.handshakes.add(handshake)
+
+    def handshake_ends(self, handshake: TlsProtocol) -> None:
+        if handshake in self.handshakes:
+            self.handshakes.discard(handshake)
+            if self._listener is not None:
+                self._listener.connection_closed()
 
     def refusal(self, connection: Connection, error: ProtocolViolation) -> bytes:
         return error_answer(connection.codec, error)
@@ -144,6 +158,21 @@ class App:
 
     # --- life --------------------------------------------------------------------------------------------
 
+    def _tls_context(self) -> ssl.SSLContext | None:
+        certfile = self.settings.ssl_certfile
+        return None if certfile is None else server_context(certfile, self.settings.ssl_keyfile)
+
+    def reload_certificate(self) -> None:
+        """Read the certificate and its key anew, for connections to come. Raises SettingsError; then the old stays."""
+        self.tls = self._tls_context()
+
+    def _protocol(self, accepted: socket.socket) -> asyncio.Protocol:
+        """What speaks on a connection that was accepted."""
+        loop = asyncio.get_running_loop()
+        if self.tls is None:
+            return Connection(self, loop, accepted)
+        return TlsProtocol(self, self.settings, self.tls, loop, lambda: Connection(self, loop, accepted))
+
     async def start(self) -> None:
         """Listen and accept. Raises OSError, naming the address, when that cannot be."""
         loop = asyncio.get_running_loop()
@@ -156,9 +185,9 @@ class App:
         limit = max(1, min(self.settings.max_connections, descriptor_limit() // 2))
         self._listener = Listener(
             sockets,
-            lambda accepted: Connection(self, loop, accepted),
+            self._protocol,
             self.settings,
-            connections=lambda: len(self.connections),
+            connections=lambda: len(self.connections) + len(self.handshakes),
             limit=limit,
         )
         self._listener.start()
@@ -175,13 +204,16 @@ class App:
         if self.settings.uds is not None:
             return f"unix:{self.settings.uds}"
         host, port = self.sockets[0].getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def close(self, *, drain: float | None = None) -> None:
         """End in the three steps. ``drain`` (seconds) replaces ``drain_timeout``. Cancelling it aborts."""
         self.draining = True
         if self._listener is not None:
             self._listener.close()
+        for handshake in list(self.handshakes):
+            handshake.abort()
         for connection in list(self.connections):
             connection.close_if_idle()
         try:

@@ -35,6 +35,19 @@ _SMALL: Final = 512
 """Bytes. Shorter writes are counted while they wait in the transport: a token at a time, 70 of them make 2 KiB."""
 
 
+class SecuredTransport(asyncio.Transport):
+    """A transport of plaintext, over TLS: what a link must know of it besides."""
+
+    __slots__ = ("written",)
+
+    written: int
+    """Bytes of ciphertext given to the socket, in all."""
+
+    def write_sealed(self, sock: socket.socket, data: bytes) -> None:
+        """Encrypt ``data`` and write it so that the kernel appends nothing to it."""
+        raise NotImplementedError
+
+
 def nothing() -> None:
     """No deadline is set. (A bound method would be another object each time it is looked up.)"""
 
@@ -61,6 +74,7 @@ class Link(asyncio.Protocol):
         "loop",
         "reader",
         "rwnd_seen",
+        "secured",
         "settings",
         "streaming",
         "transport",
@@ -95,6 +109,8 @@ class Link(asyncio.Protocol):
         """Bytes given to the transport, in all."""
         self.rwnd_seen = 0.0
         """``rwnd_limited`` (seconds) at the end of the last stream that waited."""
+        self.secured: SecuredTransport | None = None
+        """The TLS that this link speaks through, if it does; it is the transport then."""
         self._unread = 0
         self._discarded = -1  # -1: not discarding
         self._eof = False
@@ -111,6 +127,11 @@ class Link(asyncio.Protocol):
         self.reader.set_transport(transport)
         self.writer = asyncio.StreamWriter(self.transport, self, self.reader, self.loop)
         self._deadline = Sweeper.of(self.loop).deadline(self._deadline_due)
+
+    def secure(self, transport: SecuredTransport) -> None:
+        """Begin, on a transport that speaks TLS: ``connection_made``, with what else must be known."""
+        self.secured = transport
+        self.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         if self._discarded >= 0:
@@ -264,7 +285,8 @@ class Link(asyncio.Protocol):
         """Bytes the client's kernel has (taken, not yet taken) of all that was written."""
         queue = self.kernel_queue()
         waiting = self.transport.get_write_buffer_size() + (queue.total if queue else 0)
-        return self.written - waiting, waiting
+        written = self.written if self.secured is None else self.secured.written
+        return written - waiting, waiting
 
     @property
     def room(self) -> int:
@@ -299,6 +321,9 @@ class Link(asyncio.Protocol):
         self._seal = False
         if self._accepted is None or self.transport.get_write_buffer_size():
             return data
+        if self.secured is not None:
+            self.secured.write_sealed(self._accepted, data)
+            return b""
         try:
             return data[kernel.send_sealed(self._accepted, data) :]
         except OSError:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.certificates import Certificate, make_certificate
 from tests.support.server import ServerProcess
 
 
@@ -20,3 +21,9 @@ def server(shared_server: ServerProcess) -> Iterator[ServerProcess]:
     """The module's server. After the test nothing is left of it, and nothing looks like a bug."""
     yield shared_server
     shared_server.assert_steady()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """For ``localhost`` and ``127.0.0.1``, signed by itself."""
+    return make_certificate(tmp_path_factory.mktemp("certificate"))

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.raw import ENDLESS, Client, chat, post
+from tests.support.certificates import Certificate
+from tests.support.raw import ENDLESS, chat, post
 from tests.support.server import ServerProcess
 from tests.support.waiting import eventually
 
@@ -20,10 +21,12 @@ KiB = 1024
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what the kernel holds")
 
 
-@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
-def shared_server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    """Both loops: their transports buffer in different ways."""
-    with ServerProcess("--loop", request.param, "--heartbeat", "0") as made:
+@pytest.fixture(scope="module", params=["asyncio", "uvloop", "asyncio over TLS", "uvloop over TLS"])
+def shared_server(request: pytest.FixtureRequest, certificate: Certificate) -> Iterator[ServerProcess]:
+    """Both loops: their transports buffer in different ways. The bounds over TLS are the same."""
+    loop, _, secured = request.param.partition(" ")
+    flags, tls = (certificate.flags, certificate.trusting()) if secured else ((), None)
+    with ServerProcess("--loop", loop, "--heartbeat", "0", *flags, tls=tls) as made:
         yield made
 
 
@@ -50,7 +53,7 @@ def held(stream: dict[str, Any]) -> int:
 @pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions", "/text"])
 def test_a_stalled_client_costs_at_most_16_kib_and_600_tokens(server: ServerProcess, path: str) -> None:
     """On both loops, for each dialect (plain text has more tokens to the byte, and is bounded by bytes)."""
-    with Client(server.port, rcvbuf=4096) as client:
+    with server.connect(rcvbuf=4096) as client:
         if path == "/chat":
             client.send(chat(**ENDLESS))
         else:
@@ -67,7 +70,7 @@ def test_a_stalled_client_costs_at_most_16_kib_and_600_tokens(server: ServerProc
 @pytest.mark.parametrize("rcvbuf", [16 * KiB, 64 * KiB, 256 * KiB, None])
 def test_a_large_window_changes_nothing(server: ServerProcess, rcvbuf: int | None) -> None:
     """A browser's window is not 4 KiB. Linux fills its last segment past TCP_NOTSENT_LOWAT, up to 64 KiB; we do not."""
-    with Client(server.port, rcvbuf=rcvbuf) as client:
+    with server.connect(rcvbuf=rcvbuf) as client:
         client.send(chat(**ENDLESS))
         buffered = stalled(server)["buffered"]
         # What is sent and not acknowledged is in the client's kernel by now, which takes its time to say so.
@@ -76,7 +79,7 @@ def test_a_large_window_changes_nothing(server: ServerProcess, rcvbuf: int | Non
 
 def test_few_small_writes_wait_at_a_time(server: ServerProcess) -> None:
     """A source that gives one token at a time is stopped sooner: each write that waits costs more than it holds."""
-    with Client(server.port, rcvbuf=4096) as client:
+    with server.connect(rcvbuf=4096) as client:
         client.send(chat(**ENDLESS, suspend=True))
         stream = stalled(server)
         assert stream["state"] == "paused"
@@ -86,7 +89,7 @@ def test_few_small_writes_wait_at_a_time(server: ServerProcess) -> None:
 def test_a_users_own_marks_are_obeyed() -> None:
     """``--write-high 1MiB`` holds about 1 MiB, and a warning says what that costs."""
     with ServerProcess("--write-high", "1MiB", "--heartbeat", "0") as server:
-        with Client(server.port, rcvbuf=4096) as client:
+        with server.connect(rcvbuf=4096) as client:
             client.send(chat(**ENDLESS))
             stream = stalled(server)
             assert 0.95 * 1024 * KiB < stream["buffered"]["transport"] < 1.05 * 1024 * KiB
@@ -96,9 +99,9 @@ def test_a_users_own_marks_are_obeyed() -> None:
 
 def test_after_a_stall_the_client_gets_every_byte(server: ServerProcess) -> None:
     """Pausing loses nothing and reorders nothing: 20,000 tokens to a reader that stalls now and then."""
-    with Client(server.port) as quick:
+    with server.connect() as quick:
         expected = quick.ask(chat(tokens=20_000, tokens_per_second=None)).body
-    with Client(server.port, rcvbuf=4096) as client:
+    with server.connect(rcvbuf=4096) as client:
         client.send(chat(tokens=20_000, tokens_per_second=None))
         client.head()
         stalled(server)
@@ -112,7 +115,7 @@ def test_after_a_stall_the_client_gets_every_byte(server: ServerProcess) -> None
 
 def test_reading_one_piece_lets_about_one_piece_be_produced(server: ServerProcess) -> None:
     """Demand is what the client takes: reading 8 KiB makes the source give about that much more, not megabytes."""
-    with Client(server.port, rcvbuf=4096) as client:
+    with server.connect(rcvbuf=4096) as client:
         client.send(chat(**ENDLESS))
         before = stalled(server)
         left = 8 * KiB

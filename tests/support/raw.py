@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -129,8 +130,12 @@ class Client:
         rcvbuf: int | None = None,
         host: str = "127.0.0.1",
         deadline: float = DEADLINE,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``address``: a TCP port on ``host``, or the path of a Unix socket. ``rcvbuf``: SO_RCVBUF, before connect."""
+        """``address``: a TCP port on ``host``, or the path of a Unix socket. ``rcvbuf``: SO_RCVBUF, before connect.
+
+        ``tls``: speak https. An end without ``close_notify`` then counts as a reset.
+        """
         self.deadline = deadline
         self.was_reset = False
         self.at_end = False
@@ -143,6 +148,8 @@ class Client:
         self.sock.settimeout(deadline)
         try:
             self.sock.connect(address if isinstance(address, str) else (host, address))
+            if tls is not None:
+                self.sock = tls.wrap_socket(self.sock, server_hostname=host, suppress_ragged_eofs=False)
         except BaseException:
             self.sock.close()
             raise
@@ -209,7 +216,7 @@ class Client:
             data = self.sock.recv(size)
         except TimeoutError:
             raise AssertionError(f"no {what} in time; received {len(self._received)} bytes more") from None
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLEOFError):
             self.was_reset = True
             data = b""
         if not data:

@@ -11,6 +11,7 @@ import os
 import resource
 import shlex
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -43,9 +44,14 @@ class ServerProcess:
         descriptors: int | None = None,
         log_format: str = "json",
         wait: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """``flags`` go to ``rawstream serve``; ``descriptors`` is its RLIMIT_NOFILE, soft and hard."""
+        """``flags`` go to ``rawstream serve``; ``descriptors`` is its RLIMIT_NOFILE, soft and hard.
+
+        ``tls``: how to speak with a server that was given a certificate.
+        """
         self.flags = flags
+        self.tls = tls
         self.lines: list[str] = []
         self._news = threading.Condition()
         self._ended = False
@@ -82,7 +88,7 @@ class ServerProcess:
         self.url = line.removeprefix(_LISTENING).strip()
         if not self.url.startswith("unix:"):
             self.port = int(self.url.rsplit(":", 1)[1])
-            assert raw.ask(self.port, raw.get("/healthz")).status == 200
+            assert self.ask(raw.get("/healthz")).status == 200
             self.settle()
 
     def __enter__(self) -> ServerProcess:
@@ -108,6 +114,17 @@ class ServerProcess:
         self._reader.join(10)
         if self.process.stderr is not None:
             self.process.stderr.close()
+
+    # --- talking to it ---------------------------------------------------------------------------------------
+
+    def connect(self, **options: Any) -> raw.Client:
+        """A connection of one's own."""
+        return raw.Client(self.port, tls=self.tls, **options)
+
+    def ask(self, data: bytes, *, within: float = raw.DEADLINE) -> raw.Reply:
+        """One request on a connection of its own."""
+        with self.connect() as client:
+            return client.ask(data, within=within)
 
     # --- what it says ----------------------------------------------------------------------------------------
 
@@ -185,7 +202,7 @@ class ServerProcess:
 
     def debug(self) -> dict[str, Any]:
         """``GET /debug/streams``."""
-        reply = raw.ask(self.port, raw.get("/debug/streams"))
+        reply = self.ask(raw.get("/debug/streams"))
         assert reply.status == 200
         answer: dict[str, Any] = reply.json()
         return answer
@@ -196,13 +213,13 @@ class ServerProcess:
         self._fds = self._fds_at_rest()
 
     def _fds_at_rest(self) -> int:
-        with raw.Client(self.port) as client:
+        with self.connect() as client:
             client.ask(raw.get("/healthz"))
             return self.fds() - 1
 
     def assert_steady(self, *, within: float = 5.0) -> None:
         """A fresh request is answered, no stream and no descriptor is left, and nothing looks like a bug."""
-        reply = raw.ask(self.port, raw.get("/healthz"))
+        reply = self.ask(raw.get("/healthz"))
         assert (reply.status, reply.whole) == (200, True)
         eventually(lambda: self.debug()["totals"]["streams"] == 0, within=within, why="no stream is left")
         eventually(

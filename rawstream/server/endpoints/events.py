@@ -51,7 +51,8 @@ def require_own_origin(exchange: Exchange) -> None:
     if not _is_local(host):
         raise BadRequest("this is answered under a loopback address or 'localhost' only", status=403, code="forbidden")
     origin = exchange.head.header("origin")
-    if origin is not None and origin.lower() != f"http://{host}":
+    scheme = "http" if exchange.connection.secured is None else "https"
+    if origin is not None and origin.lower() != f"{scheme}://{host}":
         raise BadRequest("this is not answered to pages of another origin", status=403, code="forbidden")
 
 
