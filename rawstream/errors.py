@@ -163,6 +163,13 @@ class MemoryExhausted(LimitReached):
     code = "memory_exhausted"
 
 
+class RateLimited(LimitReached):
+    """The user asks for more in a minute than it may."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+
 class BudgetSpent(LimitReached):
     """The user's token budget is spent. Trying again does not help, and says so."""
 

@@ -21,7 +21,18 @@ _READ: Final = 16 * 1024
 """The longest record's plaintext (RFC 8446 §5.1)."""
 _HANDSHAKE: Final = 0x16
 """The first byte of a TLS connection: a record of type handshake (RFC 8446 §5.1)."""
-_HTTP: Final = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"PATCH ", b"OPTIONS ", b"TRACE ", b"CONNECT ", b"PRI ")
+_HTTP: Final = (
+    b"GET ",
+    b"HEAD ",
+    b"POST ",
+    b"PUT ",
+    b"DELETE ",
+    b"PATCH ",
+    b"OPTIONS ",
+    b"TRACE ",
+    b"CONNECT ",
+    b"PRI ",
+)
 
 
 class Hello(enum.Enum):
