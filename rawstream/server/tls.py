@@ -45,9 +45,7 @@ def server_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
                 raise SettingsError(f"{name}: cannot read {path!r}: {error.strerror}") from None
 
     def no_password() -> str:
-        raise SettingsError(
-            f"ssl_keyfile: the key in {keyfile or certfile!r} is encrypted; give one without a password"
-        )
+        raise SettingsError(f"ssl_keyfile: the key in {keyfile or certfile!r} has a password; give one without")
 
     try:
         context.load_cert_chain(certfile, keyfile, no_password)

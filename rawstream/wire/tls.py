@@ -21,18 +21,7 @@ _READ: Final = 16 * 1024
 """The longest record's plaintext (RFC 8446 §5.1)."""
 _HANDSHAKE: Final = 0x16
 """The first byte of a TLS connection: a record of type handshake (RFC 8446 §5.1)."""
-_HTTP: Final = (
-    b"GET ",
-    b"HEAD ",
-    b"POST ",
-    b"PUT ",
-    b"DELETE ",
-    b"PATCH ",
-    b"OPTIONS ",
-    b"TRACE ",
-    b"CONNECT ",
-    b"PRI ",
-)
+_HTTP: Final = tuple(method + b" " for method in b"GET HEAD POST PUT DELETE PATCH OPTIONS TRACE CONNECT PRI".split())
 
 
 class Hello(enum.Enum):

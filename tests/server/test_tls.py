@@ -56,9 +56,9 @@ def test_tls_1_2_is_spoken_and_1_1_is_not(server: ServerProcess, certificate: Ce
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with Client(server.port, tls=context) as client:
         assert client.ask(get("/healthz")).status == 200
+    old = ["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]
     openssl = subprocess.run(
-        [require_tool("openssl"), "s_client", "-connect", f"127.0.0.1:{server.port}", "-tls1_1"]
-        + ["-cipher", "ALL:@SECLEVEL=0"],
+        [require_tool("openssl"), "s_client", "-connect", f"127.0.0.1:{server.port}", *old],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -70,9 +70,10 @@ def test_tls_1_2_is_spoken_and_1_1_is_not(server: ServerProcess, certificate: Ce
 
 
 def test_curl_reads_a_whole_stream(server: ServerProcess, certificate: Certificate) -> None:
+    body = '{"prompt":"hello","mock":{"tokens":20,"tokens_per_second":null}}'
+    trusting = ["-sSN", "--cacert", str(certificate.cert)]
     done = subprocess.run(
-        [require_tool("curl"), "-sSN", "--cacert", str(certificate.cert), "-H", "content-type: application/json"]
-        + ["-d", '{"prompt":"hello","mock":{"tokens":20,"tokens_per_second":null}}', f"{server.url}/chat"],
+        [require_tool("curl"), *trusting, "-H", "content-type: application/json", "-d", body, f"{server.url}/chat"],
         capture_output=True,
         text=True,
         timeout=10,

@@ -28,7 +28,7 @@ class Certificate:
 
 
 def make_certificate(folder: Path, name: str = "server", *, password: str | None = None) -> Certificate:
-    """For ``localhost`` and ``127.0.0.1``; ``name`` is the common name, and that of the files. The key may be locked."""
+    """For ``localhost`` and ``127.0.0.1``; ``name`` is the common name, and that of the files."""
     made = Certificate(folder / f"{name}.pem", folder / f"{name}-key.pem")
     argv = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2"]
     argv += ["-noenc"] if password is None else ["-passout", f"pass:{password}"]
