@@ -24,6 +24,7 @@ from rawstream.server.endpoints.completions import CompletionEndpoints
 from rawstream.server.endpoints.credit import CreditEndpoints
 from rawstream.server.endpoints.events import EventsEndpoints
 from rawstream.server.endpoints.operations import OperationsEndpoints
+from rawstream.server.endpoints.signals import SignalEndpoints
 from rawstream.server.endpoints.ui_chat import UIChatEndpoints
 from rawstream.server.exchange import Exchange, error_answer
 from rawstream.server.listener import Listener, listen
@@ -83,6 +84,7 @@ class App:
         UIChatEndpoints(self.streams, source).register(self.router)
         OperationsEndpoints(self.streams, ready=lambda: not self.draining, levels=self.levels).register(self.router)
         CreditEndpoints(self.streams).register(self.router)
+        SignalEndpoints(self.streams).register(self.router)
         self.events = EventsEndpoints(self.streams, draining=lambda: self.draining, levels=self.levels)
         self.events.register(self.router)
         for extension in extensions:

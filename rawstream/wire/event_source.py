@@ -61,6 +61,9 @@ class EventSource:
     def error(self, message: str, code: str) -> bytes:
         return self._open(error_event(message, code))
 
+    def stopped(self, reason: str) -> bytes:
+        return self.terminal("stop")
+
     def terminal(self, finish_reason: str | None = None) -> bytes:
         return self._open(self._end)
 

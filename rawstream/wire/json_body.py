@@ -47,13 +47,14 @@ def decode_object(body: bytes, what: str = "the body") -> dict[str, Any]:
     Raises BadRequest: empty, truncated or malformed, not UTF-8, nested deeper than ``MAX_DEPTH``, a number
     that Python or a double cannot hold, or not an object.
     """
-    value = _decode_value(body, what)
+    value = decode_value(body, what)
     if not isinstance(value, dict):
         raise BadRequest(f"{what} must be a JSON object, not {_kind(value)}")
     return value
 
 
-def _decode_value(body: bytes, what: str) -> Any:
+def decode_value(body: bytes, what: str = "the body") -> Any:
+    """The JSON value in ``body``, whatever it is; otherwise as ``decode_object``."""
     body = body.removeprefix(_UTF8_BOM)
     if not body.strip():
         raise BadRequest(f"{what} is empty; JSON is expected")
@@ -183,7 +184,7 @@ def _from_text(name: str, text: str) -> Any:
         return decode_object(text.encode(), "mock")
     first = text.lstrip()[:1]
     if name == "messages" or first in ("{", "["):
-        return _decode_value(text.encode(), name)
+        return decode_value(text.encode(), name)
     if name == "max_tokens" and not (text.isdecimal() and text.isascii() and len(text) <= _MAX_DIGITS):
         raise BadRequest(f"max_tokens must be a whole number, not {text[:40]!r}")
     if first == '"':
