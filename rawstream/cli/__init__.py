@@ -10,6 +10,7 @@ from __future__ import annotations
 import click
 
 import rawstream
+from rawstream.cli.chaos import chaos
 from rawstream.cli.chat import chat
 from rawstream.cli.lab import lab
 from rawstream.cli.serve import serve
@@ -27,6 +28,7 @@ def rawstream_command() -> None:
 rawstream_command.add_command(serve)
 rawstream_command.add_command(chat)
 rawstream_command.add_command(lab)
+rawstream_command.add_command(chaos)
 
 
 def main() -> None:
