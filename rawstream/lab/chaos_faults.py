@@ -1,4 +1,4 @@
-"""How each model of ``rawstream chaos`` is played: one function for each name.
+"""How each model of ``rawstream chaos`` is played from the head on (what comes instead of a stream: ``chaos_heads.py``).
 
 Rule 1: a player writes and returns. Unless it ended its answer properly, the connection is then closed.
 Rule 2: nobody here looks after the client: a player whose client has left is cancelled (all but ``deaf``).
@@ -8,17 +8,13 @@ Rule 3: where a fault is about events alone, a whole answer is simply whole.
 from __future__ import annotations
 
 import asyncio
-import gzip
-from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
-from typing import Final, TypeAlias
+from collections.abc import Mapping
+from typing import Final
 
 from rawstream.lab.chaos_answers import DONE, Answer, error_body, event, pieces_of
-from rawstream.lab.chaos_peer import EVENT_STREAM, LAST_CHUNK, Play
+from rawstream.lab.chaos_heads import HEADS, Player, silent, well
+from rawstream.lab.chaos_peer import LAST_CHUNK, Play
 from rawstream.settings import KiB, MiB
-from rawstream.wire.chunks import frame_chunk
-
-Player: TypeAlias = Callable[[Play], Awaitable[None]]
 
 _BLOCK: Final = 64 * KiB
 
@@ -28,9 +24,7 @@ _BLOCK: Final = 64 * KiB
 
 async def ok(play: Play) -> None:
     values = play.asked.values
-    await play.start()
-    await play.tokens(int(values["tokens"]), rate=values.get("rate", 0.0), batch=int(values.get("batch", 1)))
-    await play.finish()
+    await well(play, int(values["tokens"]), values.get("rate", 0.0), int(values.get("batch", 1)))
 
 
 async def endless(play: Play) -> None:
@@ -56,128 +50,6 @@ async def unicode(play: Play) -> None:
     else:
         await play.tokens(play.asked.count("tokens"))
     await play.finish()
-
-
-# --- instead of an answer -----------------------------------------------------------------------------------
-
-
-async def reset_before_head(play: Play) -> None:
-    await play.peer.reset()
-
-
-async def close_before_head(play: Play) -> None:
-    """Returning closes it."""
-
-
-async def garbage(play: Play) -> None:
-    await play.peer.send(bytes(range(256)) * 4)
-
-
-async def http09(play: Play) -> None:
-    await play.peer.send(play.answer.opening() + play.answer.token(0, 1) + DONE)
-
-
-async def huge_head(play: Play) -> None:
-    await play.peer.send(b"HTTP/1.1 200 OK\r\nX-Huge: ")
-    for _ in range(play.asked.count("kilobytes")):
-        await play.peer.send(b"h" * KiB)
-    await play.peer.send(b"\r\n\r\n")
-
-
-async def many_fields(play: Play) -> None:
-    await play.peer.send(b"HTTP/1.1 200 OK\r\n")
-    for number in range(play.asked.count("fields")):
-        await play.peer.send(b"X-Field-%d: v\r\n" % number)
-    await play.peer.send(b"\r\n")
-
-
-async def bad_fields(play: Play) -> None:
-    fields = b"X-Bare: a\rb\r\nX-Nul: a\x00b\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-    await play.peer.send(b"HTTP/1.1 200 OK\r\n" + fields + frame_chunk(DONE) + LAST_CHUNK)
-
-
-# --- silence before the answer ------------------------------------------------------------------------------
-
-
-async def silent(play: Play) -> None:
-    await asyncio.sleep(play.asked.seconds("seconds"))
-
-
-async def drip_head(play: Play) -> None:
-    await play.peer.send(b"HTTP/1.1 200 OK\r\nX-Drip: ")
-    while True:
-        await play.peer.send(b"d")
-        await asyncio.sleep(play.asked.seconds("interval"))
-
-
-async def endless_1xx(play: Play) -> None:
-    while True:
-        await play.peer.send(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n")
-        await asyncio.sleep(play.asked.seconds("interval"))
-
-
-# --- another status, another kind of answer -----------------------------------------------------------------
-
-
-async def status(play: Play) -> None:
-    times, after = play.asked.count("times"), play.asked.seconds("retry_after")
-    if times and play.failures >= times:
-        await play.start()
-        await play.tokens(20)
-        await play.finish()
-        return
-    play.failed = True
-    number = play.asked.count("code")
-    fields = [f"Retry-After: {after:g}"] if after >= 0 else []
-    message = f"chaos: {number} was asked for"
-    if number in (401, 403):
-        message = f"Incorrect API key provided: {play.key}"
-    await play.error(_line(number), message, f"chaos_{number}", *fields)
-
-
-async def redirect(play: Play) -> None:
-    where = "Location: http://127.0.0.1:1/v1/chat/completions"
-    await play.whole(b"", where, status=_line(play.asked.count("code")))
-
-
-def _line(number: int) -> str:
-    known = {entry.value: entry.phrase for entry in HTTPStatus}
-    return f"{number} {known.get(number, 'Unknown')}"
-
-
-async def html(play: Play) -> None:
-    await play.whole(b"<!doctype html><title>chaos</title><p>A page, no answer.", kind="text/html; charset=utf-8")
-
-
-async def json_answer(play: Play) -> None:
-    await play.whole(play.answer.whole(play.asked.count("tokens")))
-
-
-async def not_json(play: Play) -> None:
-    await play.whole(b'{"object": "chat.completion", "choices": [')
-
-
-async def gzipped(play: Play) -> None:
-    count = play.asked.count("tokens")
-    text = play.answer.whole(count)
-    if play.stream:
-        tokens = b"".join(play.answer.token(number, count) for number in range(count))
-        text = play.answer.opening() + tokens + play.answer.closing(count) + DONE
-    kind = EVENT_STREAM if play.stream else "application/json"
-    await play.whole(gzip.compress(text), "Content-Encoding: gzip", kind=kind)
-
-
-async def no_content(play: Play) -> None:
-    await play.peer.send(b"HTTP/1.1 204 No Content\r\n\r\n")
-    play.answered()
-
-
-async def length_and_te(play: Play) -> None:
-    await play.start("Content-Length: 10", "Transfer-Encoding: chunked")
-    play.chunked = True
-    await play.tokens(play.asked.count("tokens"))
-    await play.finish()
-    play.kept = False
 
 
 # --- dies in mid-stream -------------------------------------------------------------------------------------
@@ -417,20 +289,17 @@ async def deaf(play: Play) -> None:
 
 
 PLAYERS: Final[Mapping[str, Player]] = {
-    "ok": ok, "endless": endless, "unicode": unicode, "slow-first": slow_first, "tools": ok, "reasoning": ok,
-    "choices": ok, "reset-before-head": reset_before_head, "close-before-head": close_before_head,
-    "garbage": garbage, "http09": http09, "huge-head": huge_head, "many-fields": many_fields,
-    "bad-fields": bad_fields, "silent": silent, "drip-head": drip_head, "endless-1xx": endless_1xx,
-    "status": status, "redirect": redirect, "html": html, "json": json_answer, "not-json": not_json,
-    "gzip": gzipped, "no-content": no_content, "length-and-te": length_and_te, "die-after-head": die_after_head,
-    "die-between-events": _some, "die-mid-event": die_mid_event, "die-mid-chunk": die_mid_chunk,
-    "reset-mid-stream": reset_mid_stream, "bad-chunk-size": bad_chunk_size, "short-length": short_length,
-    "error-in-stream": error_in_stream, "error-first": error_first, "stall": stall,
-    "stall-mid-event": stall_mid_event, "drip": drip, "pings-only": pings_only, "huge-event": huge_event,
-    "endless-line": endless_line, "endless-multiline": endless_multiline, "flood": flood, "cr-only": cr_only,
-    "split-crlf": split_crlf, "bom": bom, "invalid-utf8": invalid_utf8, "nul": nul, "junk-data": junk_data,
-    "no-done": no_done, "after-done": after_done, "close-delimited": close_delimited,
-    "close-delimited-cut": close_delimited_cut, "trailing-bytes": trailing_bytes, "close-pooled": close_pooled,
-    "deaf": deaf,
+    **HEADS,
+    "ok": ok, "endless": endless, "unicode": unicode, "slow-first": slow_first, "tools": ok,
+    "reasoning": ok, "choices": ok, "die-after-head": die_after_head, "die-between-events": _some,
+    "die-mid-event": die_mid_event, "die-mid-chunk": die_mid_chunk, "reset-mid-stream": reset_mid_stream,
+    "bad-chunk-size": bad_chunk_size, "short-length": short_length, "error-in-stream": error_in_stream,
+    "error-first": error_first, "stall": stall, "stall-mid-event": stall_mid_event, "drip": drip,
+    "pings-only": pings_only, "huge-event": huge_event, "endless-line": endless_line,
+    "endless-multiline": endless_multiline, "flood": flood, "cr-only": cr_only, "split-crlf": split_crlf,
+    "bom": bom, "invalid-utf8": invalid_utf8, "nul": nul, "junk-data": junk_data, "no-done": no_done,
+    "after-done": after_done, "close-delimited": close_delimited,
+    "close-delimited-cut": close_delimited_cut, "trailing-bytes": trailing_bytes,
+    "close-pooled": close_pooled, "deaf": deaf,
 }  # fmt: skip
 """Every model of the registry, and its player."""

@@ -194,6 +194,11 @@ class Play:
         A whole answer is no stream: the first half of it comes, when the tokens are made.
         """
         self._of = self._sent + count
+        if not self.stream:
+            await self.make(count, rate)
+            body = self.answer.whole(self._of)
+            await self.send(body[: len(body) // 2])
+            return
         loop = asyncio.get_running_loop()
         due = loop.time()
         while self._sent < self._of:
@@ -205,14 +210,16 @@ class Play:
                 await asyncio.sleep(0)
             events: list[bytes] = []
             for _ in range(several):
-                if self.stream:
-                    events.append(self.answer.token(self._sent, self._of))
+                events.append(self.answer.token(self._sent, self._of))
                 self.count_token()
-            if events:
-                await self.send(b"".join(events))
-        if not self.stream:
-            body = self.answer.whole(self._of)
-            await self.send(body[: len(body) // 2])
+            await self.send(b"".join(events))
+
+    async def make(self, count: int, rate: float) -> None:
+        """``count`` tokens of a whole answer, ``rate`` a second (0: at once), without sending any."""
+        for _ in range(count):
+            if rate:
+                await asyncio.sleep(1 / rate)
+            self.count_token()
 
     def count_token(self) -> None:
         """One more token was made."""
