@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import ssl
 import sys
 from collections.abc import Callable
 from itertools import groupby
 
 import click
 
+from rawstream.errors import MisuseError
 from rawstream.lab.chaos import ChaosUpstream
+from rawstream.lab.chaos_certificates import MODES
 from rawstream.lab.chaos_models import MODELS, Model
 
 _HELP = """An OpenAI-compatible upstream that behaves as the request's model says, for trying what clients and
@@ -29,6 +30,7 @@ gateways make of it: 'ok' answers well, 'die-mid-event' dies in the middle of an
 
 \b
 What it saw of its clients is at http://127.0.0.1:9400/chaos/state: who left, when, after how many tokens.
+With --tls its certificate, to be trusted, is at http://127.0.0.1:9400/chaos/certificate.
 """
 
 
@@ -38,27 +40,24 @@ What it saw of its clients is at http://127.0.0.1:9400/chaos/state: who left, wh
 @click.option("--list", "list_models", is_flag=True, help="Print every model with its parameters, and end.")
 @click.option(
     "--tls",
-    type=click.Choice(["whole", "truncate"]),
-    help="Serve over TLS too, with your certificate; 'truncate' ends every connection there without close_notify.",
+    type=click.Choice(list(MODES)),
+    help="Serve over TLS too, with a certificate made for the occasion: "
+    + "; ".join(f"{k}: {v}" for k, v in MODES.items())
+    + ".",
 )
-@click.option("--tls-port", default=0, show_default=True, metavar="N", help="TCP port for TLS; 0 picks a free one.")
-@click.option("--tls-cert", type=click.Path(exists=True, dir_okay=False), help="PEM file of the certificate.")
-@click.option("--tls-key", type=click.Path(exists=True, dir_okay=False), help="PEM file of its key.")
-def chaos(
-    host: str,
-    port: int,
-    list_models: bool,
-    tls: str | None,
-    tls_port: int,
-    tls_cert: str | None,
-    tls_key: str | None,
-) -> None:
+@click.option("--tls-port", default=9443, show_default=True, metavar="N", help="TCP port for TLS; 0 picks a free one.")
+def chaos(host: str, port: int, list_models: bool, tls: str | None, tls_port: int) -> None:
     """Run it. (The help page is ``_HELP``.)"""
     if list_models:
         click.echo(listing())
         return
-    context = _tls_context(tls, tls_cert, tls_key)
-    upstream = ChaosUpstream(host, port, tls=context, tls_port=tls_port, truncate_tls=tls == "truncate")
+    try:
+        upstream = ChaosUpstream(host, port, tls=tls, tls_port=tls_port)
+    except MisuseError as error:
+        if error.detail:
+            click.echo(error.detail.rstrip(), err=True)
+        click.echo(f"rawstream: chaos: {error}", err=True)
+        sys.exit(1)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         sys.exit(runner.run(_run(upstream)))
 
@@ -78,21 +77,6 @@ def listing() -> str:
 def _parameters(model: Model) -> str:
     shown = [f"{name}={parameter.default:g} ({parameter.unit})" for name, parameter in model.parameters.items()]
     return ", ".join(shown)
-
-
-def _tls_context(mode: str | None, certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    if mode is None:
-        if certificate or key:
-            raise click.UsageError("--tls-cert and --tls-key are for --tls")
-        return None
-    if certificate is None or key is None:
-        raise click.UsageError("--tls needs --tls-cert and --tls-key")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise click.UsageError(f"--tls-cert, --tls-key: cannot be read as a certificate and its key: {error}") from None
-    return context
 
 
 async def _run(upstream: ChaosUpstream) -> int:

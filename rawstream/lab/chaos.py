@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from rawstream.errors import BadRequest, ClientError, ProtocolViolation
 from rawstream.lab.chaos_answers import error_body
+from rawstream.lab.chaos_certificates import make_certificate
 from rawstream.lab.chaos_faults import PLAYERS
 from rawstream.lab.chaos_models import MODELS, read_model
 from rawstream.lab.chaos_peer import Peer, Play
@@ -81,17 +82,16 @@ class ChaosUpstream:
         host: str = "127.0.0.1",
         port: int = 0,
         *,
-        tls: ssl.SSLContext | None = None,
+        tls: str | None = None,
         tls_port: int = 0,
-        truncate_tls: bool = False,
     ) -> None:
-        """``port`` 0 picks a free one. With ``tls`` the same is served over TLS at ``tls_port`` too; with
-        ``truncate_tls`` no connection there ends with a close_notify."""
+        """``port`` 0 picks a free one. With ``tls`` (one of ``chaos_certificates.MODES``) the same is served over TLS
+        at ``tls_port`` too. Raises MisuseError when there is no certificate to be had."""
         self._host = host
         self._asked_port = port
-        self._tls = tls
+        self._certificate = None if tls is None else make_certificate(tls)
         self._asked_tls_port = tls_port
-        self._truncate_tls = truncate_tls
+        self._truncate_tls = tls == "truncate"
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
         self._accepted = 0
@@ -116,8 +116,8 @@ class ChaosUpstream:
         """Listen. Raises OSError."""
         try:
             self.port = await self._listen(self._asked_port, None)
-            if self._tls is not None:
-                self.tls_port = await self._listen(self._asked_tls_port, self._tls)
+            if self._certificate is not None:
+                self.tls_port = await self._listen(self._asked_tls_port, self._certificate.context)
         except BaseException:
             await self.close()
             raise
@@ -204,6 +204,8 @@ class ChaosUpstream:
         route = (head.method, head.path)
         if route == ("GET", "/chaos/state"):
             return await self._say(peer, head, 200, self.state())
+        if route == ("GET", "/chaos/certificate") and self._certificate is not None:
+            return await self._give(peer, head, 200, "application/x-pem-file", self._certificate.pem.encode())
         self._requests += 1
         if head.path.endswith("/models") and head.method == "GET":
             return await self._say(peer, head, 200, _models())
@@ -258,10 +260,13 @@ class ChaosUpstream:
 
     async def _say(self, peer: Peer, head: RequestHead, status: int, value: Mapping[str, Any]) -> bool:
         """A JSON answer of the server's own."""
-        body = json.dumps(value).encode()
-        said = peer.codec.response_head(status, [("content-type", _JSON), ("content-length", str(len(body)))])
-        await peer.send(said + peer.codec.end(b"" if head.method == "HEAD" else body))
-        return peer.codec.next_cycle()
+        return await self._give(peer, head, status, _JSON, json.dumps(value).encode())
+
+    async def _give(self, peer: Peer, head: RequestHead, status: int, kind: str, body: bytes) -> bool:
+        codec = peer.codec
+        said = codec.response_head(status, [("content-type", kind), ("content-length", str(len(body)))])
+        await peer.send(said + codec.end(b"" if head.method == "HEAD" else body))
+        return codec.next_cycle()
 
 
 def _lost(playing: asyncio.Task[None]) -> bool:

@@ -1,4 +1,4 @@
-"""How each model of ``rawstream chaos`` is played from the head on (what comes instead of a stream: ``chaos_heads.py``).
+"""How each model of ``rawstream chaos`` is played from the head on (what may come instead: ``chaos_heads.py``).
 
 Rule 1: a player writes and returns. Unless it ended its answer properly, the connection is then closed.
 Rule 2: nobody here looks after the client: a player whose client has left is cancelled (all but ``deaf``).
