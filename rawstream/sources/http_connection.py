@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
-from rawstream.errors import UpstreamFailed, UpstreamIdle
+from rawstream.errors import UpstreamIdle, UpstreamUnreachable
 from rawstream.flow.deadlines import Sweeper
 from rawstream.wire.http1_client import ClientCodec
 
@@ -240,7 +240,7 @@ async def dial(
     """Connect to ``origin``, over TLS where ``tls`` is given, within ``timeout`` seconds in all.
 
     ``rcvbuf`` is ``upstream_rcvbuf`` in bytes. The socket is read through ``buffer`` (``read_buffer``), whose size
-    is that of one read. Tries all addresses of the host, in order. Raises UpstreamFailed. Cancel-safe.
+    is that of one read. Tries all addresses of the host, in order. Raises UpstreamUnreachable. Cancel-safe.
     """
     where = f"{origin.host}:{origin.port}"
     try:
@@ -252,19 +252,19 @@ async def dial(
                 sock.close()
                 raise
     except TimeoutError as error:
-        raise UpstreamFailed(
+        raise UpstreamUnreachable(
             f"the upstream could not be reached within {timeout:g} s", detail=f"{where}: {error}"
         ) from None
     except ssl.SSLCertVerificationError as error:
-        raise UpstreamFailed(
+        raise UpstreamUnreachable(
             f"the upstream's certificate is not trusted: {error.verify_message}", detail=where
         ) from None
     except ssl.SSLError as error:
         reason = (error.reason or "broken").replace("_", " ").lower()
-        raise UpstreamFailed(f"TLS with the upstream failed: {reason}", detail=f"{where}: {error}") from None
+        raise UpstreamUnreachable(f"TLS with the upstream failed: {reason}", detail=f"{where}: {error}") from None
     except (OSError, EOFError) as error:
         said = _spoken(error)
-        raise UpstreamFailed(f"the upstream could not be reached: {said}", detail=f"{where}: {error}") from None
+        raise UpstreamUnreachable(f"the upstream could not be reached: {said}", detail=f"{where}: {error}") from None
 
 
 def _spoken(error: Exception) -> str:
