@@ -151,6 +151,9 @@ class Streams:
             if aborted:
                 error = ServerShutdown("the server was aborted")
             self._record(stream, error)
+            if error is not None:
+                # The frames in them refer to the stream, and the stream to its error: nobody would free it at once.
+                error.__traceback__ = error.__context__ = error.__cause__ = None
 
     def _open(
         self,
