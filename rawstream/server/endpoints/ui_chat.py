@@ -18,7 +18,8 @@ from rawstream.server.exchange import Exchange, error_headers
 from rawstream.server.ids import random_id
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
-from rawstream.wire.ui_messages import UIMessages, decode_chat_request
+from rawstream.wire.ui_messages import UIMessages
+from rawstream.wire.ui_requests import decode_chat_request
 
 _CHAT_ID: Final = re.compile(r"[A-Za-z0-9._~:@%+=-]{1,128}")
 """Ids that pages make (the SDK: 16 letters and digits; often UUIDs), as they stand in a URL."""
@@ -43,12 +44,13 @@ class UIChatEndpoints:
 
     def chat(self, exchange: Exchange) -> Awaitable[None]:
         asked = decode_chat_request(exchange.content)
+        request, continues = asked.request, asked.continues
 
         def dialect_of(stream_id: str) -> UIMessages:
             # Not the stream's id, which is a secret: messages are stored and shared.
-            return UIMessages(random_id(12))
+            return UIMessages(continues or random_id(12))
 
-        return self.streams.run(exchange, asked.request, self.source, dialect_of)
+        return self.streams.run(exchange, request, self.source, dialect_of)
 
     async def resume(self, exchange: Exchange) -> None:
         """204: there is nothing to resume, which the hook takes for an answer."""
