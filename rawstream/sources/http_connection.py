@@ -187,6 +187,13 @@ class Connection:
         """Is it closed, or closing, on either side?"""
         return self._transport.is_closing() or self.inlet.at_eof()
 
+    @property
+    def tls_version(self) -> str | None:
+        """``TLSv1.3``; None without TLS."""
+        session = self._transport.get_extra_info("ssl_object")
+        version: str | None = None if session is None else session.version()
+        return version
+
     def set_deadline(self, at: float, why: str, *, while_waiting: bool = False) -> None:
         """Fail the present and every further read with ``UpstreamIdle(why)`` at ``at`` (the loop's clock, seconds).
 

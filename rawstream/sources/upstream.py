@@ -73,9 +73,9 @@ class UpstreamSource:
         body = msgspec.json.encode(self._body(request, stream=False))
         return await self._whole("POST", "/chat/completions", body, due)
 
-    async def models(self) -> bytes:
+    async def models(self, *, due: float | None = None) -> bytes:
         """The body of the upstream's ``GET /models``, untouched. Raises as ``complete`` does."""
-        return await self._whole("GET", "/models", b"")
+        return await self._whole("GET", "/models", b"", due)
 
     async def aclose(self) -> None:
         """Close all connections, those of running generations too."""
