@@ -57,6 +57,13 @@ class BadRequest(ClientError):
     """The request is well-framed HTTP, but asks for something that makes no sense."""
 
 
+class ModelNotFound(ClientError):
+    """No upstream serves the model that was asked for."""
+
+    status = 404
+    code = "model_not_found"
+
+
 class ProtocolViolation(ClientError):
     """The bytes are not HTTP as RFC 9112 has it. The connection closes after the answer."""
 
@@ -109,6 +116,18 @@ class UpstreamFailed(SourceError):
 
 class UpstreamUnreachable(UpstreamFailed):
     """The upstream could not be reached, or closed before it answered: no generation of ours runs there."""
+
+
+class UpstreamComplained(UpstreamFailed):
+    """The upstream told an error of its own inside its answer: it lives, and may be right."""
+
+
+class UpstreamUnavailable(UpstreamFailed):
+    """No upstream is asked now: each of them failed too often, too lately. Says when the next one is tried."""
+
+    status = 503
+    code = "upstream_unavailable"
+    should_retry = False
 
 
 class UpstreamIdle(SourceError):

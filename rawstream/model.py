@@ -245,6 +245,10 @@ class Dialect(Protocol):
         """The frames that say: this answer is whole. ``finish_reason`` overrides what the tokens said."""
         ...
 
+    def stopped(self, reason: str) -> bytes:
+        """The frames that end an answer which was stopped on purpose. Take the place of ``terminal``."""
+        ...
+
 
 class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one stream: the line in the log."""

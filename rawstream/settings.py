@@ -9,6 +9,7 @@ Rule 3: a bound that a user sets is obeyed as it stands, or refused; it is never
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 KiB: Final = 1024
@@ -22,8 +23,56 @@ def _setting(default: Any, group: str, unit: str, help: str, *, secret: bool = F
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class UpstreamSettings:
+    """One of several upstreams: a table ``[[upstreams]]`` of the TOML file. None: the global setting holds."""
+
+    name: str
+    """What the log calls it: letters, digits, ``.``, ``_`` and ``-``."""
+    url: str
+    """Up to and with ``/v1``."""
+    models: tuple[str, ...] = ("*",)
+    """Names that clients ask for; ``*`` in them stands for any characters."""
+    model: str | None = None
+    """What the upstream is asked for instead."""
+    api_key: str | None = dataclasses.field(default=None, repr=False)
+    weight: float = 1.0
+    """Its share of the requests that it can serve; 0: only when the others cannot."""
+    connect_timeout: float | None = None
+    first_token_timeout: float | None = None
+    idle_timeout: float | None = None
+    ca: str | None = None
+    """PEM file of the authorities to trust for its https."""
+
+    def __post_init__(self) -> None:
+        for key, message in upstream_faults(dataclasses.asdict(self)):
+            raise ValueError(f"upstream {self.name!r}: {key}: {message}")
+
+
+_NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def upstream_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What makes no sense in the fields of an upstream, as (key, message). No value of a secret is in a message."""
+    name = values.get("name", "")
+    if not 0 < len(name) <= 64 or not _NAME_CHARACTERS.issuperset(name):
+        yield "name", f"must be 1 to 64 letters, digits, '.', '_' or '-', not {name!r}"
+    if not values.get("models", ("*",)) or "" in values.get("models", ()):
+        yield "models", "must name at least one model, and no empty one"
+    weight = values.get("weight", 1.0)
+    if not 0 <= weight < float("inf"):
+        yield "weight", f"must be 0 or more, not {weight!r}"
+    for key in ("connect_timeout", "first_token_timeout", "idle_timeout"):
+        seconds = values.get(key)
+        if seconds is not None and not 0 < seconds < float("inf"):
+            yield key, f"must be more than 0, not {seconds!r}"
+    secret = values.get("api_key")
+    if secret is not None and not (secret and all("!" <= character <= "~" for character in secret)):
+        yield "api_key", "must be visible ASCII characters without spaces"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All of it. ``unit`` is one of: bytes, seconds, count, tokens, text, flag, url, path."""
+    """All of it. ``unit`` is one of: bytes, seconds, count, tokens, ratio, text, flag, url, path."""
 
     # --- where to listen
     host: str = _setting("127.0.0.1", "Listening", "text", "Address to listen on.")
@@ -92,6 +141,36 @@ class Settings:
         "seconds",
         "Drop an idle upstream connection after this (llama.cpp closes them after 5 s).",
     )
+    upstream_retries: int = _setting(
+        3,
+        "Source",
+        "count",
+        "Further attempts after an upstream could not be reached, or answered with 429 or 5xx, before the first token; "
+        "0: answer at once.",
+    )
+    upstream_retry_wait: float = _setting(
+        30.0,
+        "Source",
+        "seconds",
+        "Longest single wait before going back to the same upstream; the nth wait is a random part of 2^n s (full jitter).",
+    )
+    upstream_retry_budget: float = _setting(
+        0.2,
+        "Source",
+        "ratio",
+        "Retries per request at one upstream on average (Finagle, linkerd: 0.2), plus 10 at once and one each 5 s.",
+    )
+    upstream_breaker_failures: int = _setting(
+        5,
+        "Source",
+        "count",
+        "Failures in a row after which an upstream is left alone (Envoy, consecutive 5xx: 5); 0: never.",
+    )
+    upstream_breaker_pause: float = _setting(
+        10.0, "Source", "seconds", "How long it is left alone; then one request tries it."
+    )
+    upstreams: tuple[UpstreamSettings, ...] = ()
+    """Several upstreams, from the TOML file's ``[[upstreams]]``. Neither a flag nor a variable."""
 
     # --- flow control
     write_high: int = _setting(
@@ -231,7 +310,10 @@ class Settings:
         return self.loopback_only if self.lab is None else self.lab
 
 
-FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {field.name: field for field in dataclasses.fields(Settings)}
+FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {
+    field.name: field for field in dataclasses.fields(Settings) if "unit" in field.metadata
+}
+"""All settings that are flags, variables and keys: every field but ``upstreams``."""
 
 _CHOICES: Final = {
     "loop": ("auto", "uvloop", "asyncio"),
@@ -241,26 +323,53 @@ _CHOICES: Final = {
 }
 _MAY_BE_ZERO: Final = {
     "port", "notsent_lowat", "sndbuf", "heartbeat", "write_low", "upstream_rcvbuf", "upstream_pool",
-    "drain_timeout", "surplus", "lab_overrun",
+    "drain_timeout", "surplus", "lab_overrun", "upstream_retries", "upstream_retry_wait", "upstream_retry_budget",
+    "upstream_breaker_failures",
 }  # fmt: skip
 
 
 def check(settings: Settings) -> None:
     """Raise ValueError, naming the setting, when a value makes no sense."""
+    for message in faults(vars(settings)):
+        raise ValueError(message)
+
+
+def faults(values: Mapping[str, Any]) -> Iterator[str]:
+    """What makes no sense among values for all the fields of ``Settings``; each message names its settings."""
+    sound = True
     for name, field in FIELDS.items():
-        value = getattr(settings, name)
-        if name in _CHOICES and value not in _CHOICES[name]:
-            raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}")
-        if field.metadata["unit"] in ("bytes", "seconds", "count") and isinstance(value, int | float):
-            if value != value or value in (float("inf"), float("-inf")):
-                raise ValueError(f"{name} must be a finite number, not {value!r}")
-            if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
-                raise ValueError(f"{name} must be more than 0, not {value!r}")
-    if settings.write_low > settings.write_high:
-        raise ValueError(f"write_low ({settings.write_low}) must not exceed write_high ({settings.write_high})")
-    if settings.port > 65535:
-        raise ValueError(f"port must be at most 65535, not {settings.port}")
-    if settings.ssl_keyfile is not None and settings.ssl_certfile is None:
-        raise ValueError("ssl_keyfile needs ssl_certfile: a key alone is no certificate")
-    if settings.upstream is not None and settings.source is not None:
-        raise ValueError("upstream and source exclude each other: tokens come from one place")
+        value = values[name]
+        said = _fault(name, value, field.metadata["unit"])
+        if said is not None:
+            sound = False
+            yield f"{name} {said}"
+    if not sound:
+        return
+    if values["write_low"] > values["write_high"]:
+        yield f"write_low ({values['write_low']}) must not exceed write_high ({values['write_high']})"
+    if values["port"] > 65535:
+        yield f"port must be at most 65535, not {values['port']}"
+    if values["ssl_keyfile"] is not None and values["ssl_certfile"] is None:
+        yield "ssl_keyfile needs ssl_certfile: a key alone is no certificate"
+    if values["upstream"] is not None and values["source"] is not None:
+        yield "upstream and source exclude each other: tokens come from one place"
+    if values["upstreams"]:
+        for name in ("upstream", "source"):
+            if values[name] is not None:
+                yield f"{name} and upstreams exclude each other: tokens come from one place"
+        if values["upstream_api_key"] is not None:
+            yield "upstream_api_key goes with upstream: each of upstreams has a key of its own, or none"
+        names = [upstream.name for upstream in values["upstreams"]]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"upstreams: two are called {name!r}"
+
+
+def _fault(name: str, value: object, unit: str) -> str | None:
+    if name in _CHOICES and value not in _CHOICES[name]:
+        return f"must be one of {', '.join(_CHOICES[name])}, not {value!r}"
+    if unit in ("bytes", "seconds", "count", "ratio") and isinstance(value, int | float):
+        if value != value or value in (float("inf"), float("-inf")):
+            return f"must be a finite number, not {value!r}"
+        if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
+            return f"must be more than 0, not {value!r}"
+    return None

@@ -39,7 +39,7 @@ def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(tmp_path: Path
     assert loaded.origins == {
         "stall_timeout": "--stall-timeout",
         "heartbeat": "RAWSTREAM_HEARTBEAT",
-        "port": file,
+        "port": f"{file}:3",
     }
 
 
@@ -182,21 +182,21 @@ def test_a_bad_value_is_said_with_its_setting_and_its_origin(tmp_path: Path) -> 
         "stall_timeout: 'soon' (from RAWSTREAM_STALL_TIMEOUT) is not a time"
     )
     file = written(tmp_path, "port = 8.5\n")
-    assert failure({}, {}, file) == f"port: 8.5 (from {file}) is not a whole number"
+    assert failure({}, {}, file) == f"{file}:1: port: 8.5 is not a whole number"
     assert failure({}, {"RAWSTREAM_LAB": "maybe"}) == "lab: 'maybe' (from RAWSTREAM_LAB) is neither true nor false"
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("host = 1", "host: 1 (from {file}) is not text: put it in quotes"),
-        ("port = true", "port: True (from {file}) is not a number"),
-        ("port = []", "port: [] (from {file}) is not a number"),
-        ("lab = 1", "lab: 1 (from {file}) must be true or false"),
-        ("host = ''", "host: '' (from {file}) is empty"),
-        ("uds = \"a\\u0000b\"", "uds: 'a\\x00b' (from {file}) contains NUL"),
-        ("heartbeat = inf", "heartbeat must be a finite number, not inf (heartbeat is from {file})"),
-        ("port = -1", "port must be more than 0, not -1 (port is from {file})"),
+        ("host = 1", "{file}:1: host: 1 is not text: put it in quotes"),
+        ("port = true", "{file}:1: port: True is not a number"),
+        ("port = []", "{file}:1: port: [] is not a number"),
+        ("lab = 1", "{file}:1: lab: 1 must be true or false"),
+        ("host = ''", "{file}:1: host: '' is empty"),
+        ("uds = \"a\\u0000b\"", "{file}:1: uds: 'a\\x00b' contains NUL"),
+        ("heartbeat = inf", "{file}:1: heartbeat must be a finite number, not inf"),
+        ("port = -1", "{file}:1: port must be more than 0, not -1"),
     ],
 )  # fmt: skip
 def test_a_file_s_types_are_checked(tmp_path: Path, line: str, says: str) -> None:
@@ -216,8 +216,8 @@ def test_a_contradiction_names_where_both_sides_came_from() -> None:
 def test_an_unknown_key_of_a_file_is_an_error_that_suggests(tmp_path: Path) -> None:
     """A typing mistake in a file does not go unnoticed."""
     file = written(tmp_path, "stall-timeuot = 3\n")
-    assert failure({}, {}, file) == f"{file}: there is no setting 'stall-timeuot'; did you mean stall_timeout?"
-    assert failure({}, {}, written(tmp_path, "[x]\n")) == f"{file}: there is no setting 'x'"
+    assert failure({}, {}, file) == f"{file}:1: there is no setting 'stall-timeuot'; did you mean stall_timeout?"
+    assert failure({}, {}, written(tmp_path, "[x]\n")) == f"{file}:1: there is no setting 'x'"
 
 
 def test_an_unknown_variable_is_a_warning_that_suggests() -> None:
@@ -264,10 +264,11 @@ def test_the_help_page_names_every_setting_with_its_default_and_group() -> None:
 
 
 def test_only_what_exists_is_listed() -> None:
-    """The commands that are there, and no others."""
+    """The commands that are there, each once, in order."""
     result = CliRunner().invoke(rawstream_command, ["--help"])
     listed = re.findall(r"^  ([a-z]+) ", result.output.partition("Commands:")[2], re.MULTILINE)
-    assert listed == ["chat", "lab", "serve"]
+    assert listed == sorted(rawstream_command.commands)
+    assert {"chat", "check", "lab", "serve"} <= set(listed)
 
 
 # --- what a stalled client costs ----------------------------------------------------------------------------

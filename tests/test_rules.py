@@ -468,7 +468,7 @@ async def test_rule_08_a_whole_stream_has_its_terminal_event_and_its_end(loop_ki
 
 
 @pytest.mark.parametrize(
-    ("path", "beat"), [("/chat", b": hb\n\n"), ("/stream?prompt=x", b": hb\n\n"), ("/v1/chat/completions", b": hb\n")]
+    ("path", "beat"), [("/chat", b": hb\n\n"), ("/stream?prompt=x", b": hb\n"), ("/v1/chat/completions", b": hb\n")]
 )
 async def test_rule_09_silence_is_answered_with_the_dialects_own_heartbeat(
     loop_kind: str, path: str, beat: bytes

@@ -10,7 +10,10 @@ from __future__ import annotations
 import click
 
 import rawstream
+from rawstream.cli.chaos import chaos
 from rawstream.cli.chat import chat
+from rawstream.cli.check import check
+from rawstream.cli.doctor import doctor
 from rawstream.cli.lab import lab
 from rawstream.cli.serve import serve
 
@@ -27,6 +30,9 @@ def rawstream_command() -> None:
 rawstream_command.add_command(serve)
 rawstream_command.add_command(chat)
 rawstream_command.add_command(lab)
+rawstream_command.add_command(check)
+rawstream_command.add_command(chaos)
+rawstream_command.add_command(doctor)
 
 
 def main() -> None:

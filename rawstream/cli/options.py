@@ -19,6 +19,7 @@ _PLACEHOLDERS: Final = {
     "seconds": "SECONDS",
     "count": "N",
     "tokens": "N",
+    "ratio": "NUMBER",
     "url": "URL",
     "path": "PATH",
     "text": "TEXT",

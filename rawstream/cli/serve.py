@@ -30,7 +30,7 @@ from rawstream.server import logs
 from rawstream.settings import Settings
 from rawstream.sources.loading import load_source
 from rawstream.sources.mock import MockSource
-from rawstream.sources.upstream import UpstreamSource
+from rawstream.sources.router import RoutedSource
 
 log = logging.getLogger("rawstream")
 
@@ -44,7 +44,8 @@ def serve(config_file: str | None, **flags: Any) -> None:
     except SettingsError as error:
         if error.detail:
             click.echo(error.detail.rstrip(), err=True)
-        click.echo(f"rawstream: {error}", err=True)
+        for line in str(error).splitlines():
+            click.echo(f"rawstream: {line}", err=True)
         sys.exit(2)
     sys.exit(code)
 
@@ -74,8 +75,8 @@ def make_source(settings: Settings) -> Source:
     """The source that the settings name. Raises SettingsError."""
     if settings.source is not None:
         return load_source(settings.source)
-    if settings.upstream is not None:
-        return UpstreamSource(settings)
+    if settings.upstream is not None or settings.upstreams:
+        return RoutedSource(settings)
     return MockSource()
 
 

@@ -32,11 +32,12 @@ _Step = Coroutine[Any, None, SourceItem]
 
 
 class Meter:
-    """Plain counters of one stream. Seconds and bytes."""
+    """Plain counters of one stream, and nothing that refers to anything. Seconds and bytes."""
 
     __slots__ = (
         "bytes",
         "client_seconds",
+        "committed",
         "first_write_at",
         "source_seconds",
         "started_at",
@@ -48,6 +49,8 @@ class Meter:
 
     def __init__(self, now: float) -> None:
         self.started_at = now
+        self.committed = False
+        """Has the head left, by token or heartbeat? After that a failure can be told in-stream only."""
         self.tokens = 0
         """Tokens taken from the source that had something to show."""
         self.bytes = 0
@@ -60,6 +63,9 @@ class Meter:
         self.waiting_since = now
         self.source_seconds = 0.0
         self.client_seconds = 0.0
+
+    def is_committed(self) -> bool:
+        return self.committed
 
     def wait(self, what: str, now: float) -> None:
         self.waiting_for = what
@@ -235,7 +241,7 @@ async def produce(
 class Delivery:
     """Frames → response, with backpressure: the sink of every ordinary stream."""
 
-    __slots__ = ("_dialect", "_headers", "_response", "committed", "last_write", "meter", "pausing")
+    __slots__ = ("_dialect", "_headers", "_response", "last_write", "meter", "pausing")
 
     def __init__(
         self,
@@ -251,9 +257,12 @@ class Delivery:
         self._headers = headers
         self.meter = meter
         self.pausing = pausing
-        self.committed = False
-        """Has the head left? After that a failure can be told in-stream only."""
         self.last_write = meter.started_at
+
+    @property
+    def committed(self) -> bool:
+        """Has the head left?"""
+        return self.meter.committed
 
     @property
     def room(self) -> int:
@@ -278,7 +287,7 @@ class Delivery:
         return room
 
     def _commit(self) -> bytes:
-        self.committed = True
+        self.meter.committed = True
         self._response.start(200, self._headers)
         return self._dialect.head()
 
@@ -288,7 +297,7 @@ class Delivery:
             return True
         meter = self.meter
         if meter.first_write_at is None:
-            if not self.committed:
+            if not meter.committed:
                 frames = self._commit() + frames
             meter.first_write_at = now
         may_go_on = self._response.write_nowait(frames)
@@ -302,18 +311,24 @@ class Delivery:
         beat = self._dialect.heartbeat
         if not beat or self.meter.waiting_for != "source" or self._response.room <= 0:
             return False
-        if not self.committed:
+        if not self.meter.committed:
             beat = self._commit() + beat
         self._response.write_nowait(beat)
         self.last_write = monotonic()
         self.meter.bytes += len(beat)
         return True
 
-    async def finish(self, frames: bytes, finish_reason: str | None = None) -> None:
+    async def finish(self, frames: bytes) -> None:
         """The last frames, the terminal event and the clean end of the body, in one write."""
-        if not self.committed:
-            frames = self._commit() + frames
-        last = frames + self._dialect.terminal(finish_reason)
+        begin = b"" if self.meter.committed else self._commit()
+        await self._finish(begin + frames + self._dialect.terminal())
+
+    async def stop(self, reason: str) -> None:
+        """The end of an answer that was stopped on purpose, as the dialect tells it, and the clean end of the body."""
+        begin = b"" if self.meter.committed else self._commit()
+        await self._finish(begin + self._dialect.stopped(reason))
+
+    async def _finish(self, last: bytes) -> None:
         meter = self.meter
         now = self.last_write = monotonic()
         if meter.first_write_at is None:

@@ -25,6 +25,8 @@ from rawstream.server.endpoints.completions import CompletionEndpoints
 from rawstream.server.endpoints.credit import CreditEndpoints
 from rawstream.server.endpoints.events import EventsEndpoints
 from rawstream.server.endpoints.operations import OperationsEndpoints
+from rawstream.server.endpoints.signals import SignalEndpoints
+from rawstream.server.endpoints.ui_chat import UIChatEndpoints
 from rawstream.server.exchange import Exchange, error_answer
 from rawstream.server.listener import Listener, listen
 from rawstream.server.logs import StreamLog
@@ -84,8 +86,10 @@ class App:
         self.chat = ChatEndpoints(self.streams, source)
         self.chat.register(self.router)
         CompletionEndpoints(self.streams, source).register(self.router)
+        UIChatEndpoints(self.streams, source).register(self.router)
         OperationsEndpoints(self.streams, ready=lambda: not self.draining, levels=self.levels).register(self.router)
         CreditEndpoints(self.streams).register(self.router)
+        SignalEndpoints(self.streams).register(self.router)
         self.events = EventsEndpoints(self.streams, draining=lambda: self.draining, levels=self.levels)
         self.events.register(self.router)
         for extension in extensions:

@@ -21,6 +21,7 @@ from rawstream.model import Headers
 from rawstream.server.connection import Connection
 from rawstream.server.ids import random_id
 from rawstream.wire.chunks import frame_chunk
+from rawstream.wire.guard import body_too_large
 from rawstream.wire.http1 import END_OF_BODY, RequestHead, ServerCodec
 
 _OPEN: Final = GateState.OPEN
@@ -133,15 +134,21 @@ class Exchange:
 
     # --- the request -------------------------------------------------------------------------------------
 
-    async def body(self) -> bytes:
-        """The whole request body. Raises ``ProtocolViolation`` (413, 408, 400) or what lost the connection."""
+    async def body(self, most: int | None = None) -> bytes:
+        """The whole request body. Raises ``ProtocolViolation`` (413, 408, 400) or what lost the connection.
+
+        ``most``: bytes, where the path takes less than ``max_body``.
+        """
         connection = self._connection
         codec = connection.codec
         if not self.head.has_body:
             return b""
+        if most is not None and (self.head.content_length or 0) > most:
+            raise body_too_large(most)
         if self.head.expects_continue and not codec.buffered:
             connection.write(codec.continue_100())
         parts: list[bytes] = []
+        size = 0
         waited = False
         try:
             while True:
@@ -155,6 +162,9 @@ class Exchange:
                     codec.receive(await connection.read_some())
                 elif isinstance(data, bytes):
                     parts.append(data)
+                    size += len(data)
+                    if most is not None and size > most:
+                        raise body_too_large(most)
         finally:
             if waited:
                 connection.clear_deadline()

@@ -26,7 +26,8 @@ class Route:
     def __init__(self, path: str) -> None:
         self.path = path
         self.handlers: dict[str, Handler] = {}
-        self.json: set[str] = set()
+        self.json: dict[str, int | None] = {}
+        """The methods that take a JSON body, and its most bytes where that is less than ``max_body``."""
         self.refusal: Refusal = plain_refusal
         """How an error is told to this path's clients."""
 
@@ -49,9 +50,16 @@ class Router:
         self._patterns: list[tuple[re.Pattern[str], str, Route]] = []
 
     def add(
-        self, method: str, path: str, handler: Handler, *, json: bool = False, refusal: Refusal = plain_refusal
+        self,
+        method: str,
+        path: str,
+        handler: Handler,
+        *,
+        json: bool = False,
+        most: int | None = None,
+        refusal: Refusal = plain_refusal,
     ) -> None:
-        """``json``: the method takes a JSON body, and no other."""
+        """``json``: the method takes a JSON body, and no other; ``most``: of at most so many bytes (413)."""
         route = self._exact.get(path)
         if "{" in path:
             route = next((known for _, text, known in self._patterns if text == path), None)
@@ -64,7 +72,7 @@ class Router:
         route.refusal = refusal
         route.handlers[method] = handler
         if json:
-            route.json.add(method)
+            route.json[method] = most
 
     def find(self, path: str) -> tuple[Route, dict[str, str]] | None:
         """The route of ``path`` and what its ``{name}`` segments are; None: there is none."""
@@ -106,7 +114,7 @@ async def prepare(router: Router, exchange: Exchange) -> Handler | None:
         return None
     if method in route.json:
         check_json(exchange)
-        exchange.content = await exchange.body()
+        exchange.content = await exchange.body(route.json[method])
     elif head.has_body:
         await exchange.body()  # nobody wants it, but it must be out of the way before a stream begins
     return handler

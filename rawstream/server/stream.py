@@ -6,6 +6,7 @@ Rule 2: a figure that the system cannot give is None. Bytes, seconds.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -18,6 +19,7 @@ from rawstream.flow.credit import Credit, CreditSink
 from rawstream.flow.interrupt import Interruption
 from rawstream.flow.kernel import tcp_info
 from rawstream.flow.pump import Delivery, Meter, Sink
+from rawstream.flow.signals import Signals
 from rawstream.flow.watch import Finding, StreamWatch
 from rawstream.model import (
     SourceStatistics,
@@ -45,6 +47,7 @@ class Stream:
         "path",
         "public_id",
         "settings",
+        "signals",
         "tokens",
         "watch",
     )
@@ -69,6 +72,8 @@ class Stream:
         """What the client has asked for, where it asked for a demand that is exact to the token."""
         self.interruption = Interruption()
         self.tokens: TokenStream | None = None
+        self.signals: weakref.ref[Signals] | None = None
+        """Its source's mailbox. Weak: where the source has let go of its request, nobody can read signals."""
         self.held: Callable[[], int] | None = None
         """Bytes held elsewhere (the lab's unbounded buffers)."""
         self.watch = StreamWatch(
@@ -77,6 +82,17 @@ class Stream:
             stall_timeout=settings.stall_timeout,
             stream_timeout=settings.stream_timeout,
         )
+
+    def end_signals(self) -> None:
+        """Its source is over: nobody reads signals any more. Idempotent."""
+        mailbox = self.mailbox
+        if mailbox is not None:
+            mailbox.close()
+
+    @property
+    def mailbox(self) -> Signals | None:
+        """Where its source reads signals; None: it has let go of it, or never wanted any."""
+        return None if self.signals is None else self.signals()
 
     def sink(self) -> Sink:
         """Where its frames go."""

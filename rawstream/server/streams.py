@@ -9,6 +9,7 @@ Rule 3: before the commit point a failure is an HTTP status; after it, an in-str
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Final, Protocol
@@ -22,6 +23,7 @@ from rawstream.errors import (
 )
 from rawstream.flow.credit import OneByOne
 from rawstream.flow.pump import Delivery, Meter, produce
+from rawstream.flow.signals import Signals
 from rawstream.limits.admission import Admission
 from rawstream.model import (
     Dialect,
@@ -131,6 +133,7 @@ class Streams:
                             )
                             await stream.delivery.finish(last)
                     finally:
+                        stream.end_signals()
                         await _close(tokens)
             except RawstreamError as reason:
                 error = reason
@@ -143,10 +146,14 @@ class Streams:
         finally:
             connection.stream_ends()
             del self._live[stream.id]
+            stream.end_signals()
             self.admission.leave()
             if aborted:
                 error = ServerShutdown("the server was aborted")
             self._record(stream, error)
+            if error is not None:
+                # The frames in them refer to the stream, and the stream to its error: nobody would free it at once.
+                error.__traceback__ = error.__context__ = error.__cause__ = None
 
     def _open(
         self,
@@ -161,19 +168,23 @@ class Streams:
             raise self._stopping
         credit = credit_of(exchange.head.query, request)
         self.admission.enter()
+        meter = Meter(monotonic())
         try:
             request.id = exchange.stream_id = random_id(16)
+            request.signals = signals = Signals()
+            request.is_committed = meter.is_committed
             tokens = source.tokens(request)
             dialect = dialect_of(request.id)
         except BaseException:
             exchange.stream_id = None
             self.admission.leave()
             raise
-        delivery = Delivery(exchange, dialect, Meter(monotonic()), dialect.headers, self.pausing)
+        delivery = Delivery(exchange, dialect, meter, dialect.headers, self.pausing)
         stream = Stream(exchange, dialect.name, delivery, self.settings, lab=lab)
         if credit is not None and not lab:
             stream.credit, tokens = credit, OneByOne(tokens)
         stream.tokens = tokens
+        stream.signals = weakref.ref(signals)
         exchange.forget_request()
         self._live[stream.id] = stream
         for observer in self.observers:
@@ -191,7 +202,7 @@ class Streams:
                 # Whole, and its end is written: nothing may follow, and what waits must still leave.
                 await exchange.connection.flush(timeout=self.settings.flush_timeout)
             elif isinstance(error, StreamStopped):
-                await stream.delivery.finish(b"", "stop")
+                await stream.delivery.stop(str(error))
             elif not stream.delivery.committed and not exchange.started:
                 await exchange.refuse(error)
             else:

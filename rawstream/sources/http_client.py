@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from rawstream.errors import MisuseError, RawstreamError, SettingsError, UpstreamFailed
+from rawstream.errors import MisuseError, RawstreamError, SettingsError, UpstreamFailed, UpstreamUnreachable
 from rawstream.settings import Settings
 from rawstream.sources.http_connection import Connection, Origin, dial, read_buffer
 from rawstream.wire.http1_bodies import CloseBody
@@ -45,7 +45,7 @@ class HttpClient:
         self._idle_count = 0
         self._open: set[Connection] = set()
         self._buffer: memoryview | None = None
-        self._tls = None if settings.upstream_ca is None else _tls_context(settings.upstream_ca)
+        self._tls = None if settings.upstream_ca is None else tls_context(settings.upstream_ca)
 
     @property
     def open_connections(self) -> int:
@@ -64,18 +64,20 @@ class HttpClient:
         body: bytes = b"",
         *,
         head_timeout: float,
+        late: str | None = None,
     ) -> HttpResponse:
         """Send a request and wait for the response's head, ``head_timeout`` seconds in all.
 
-        ``host`` and ``content-length`` are added. Raises UpstreamFailed, UpstreamIdle (no head in time),
-        MisuseError (not a URL, not a header). Cancelling is safe: the connection is closed.
+        ``host`` and ``content-length`` are added. ``late`` is what UpstreamIdle says when there is no head in time.
+        Raises UpstreamFailed (UpstreamUnreachable before any byte of an answer), UpstreamIdle, MisuseError (not a
+        URL, not a header). Cancelling is safe: the connection is closed.
         """
         split = urlsplit(url)
         origin = origin_of(split)
         target = (split.path or "/") + (f"?{split.query}" if split.query else "")
         fields = [("host", origin.authority), *headers]
         at = asyncio.get_running_loop().time() + head_timeout
-        why = f"the upstream sent no answer within {head_timeout:g} s"
+        why = late or f"the upstream sent no answer within {head_timeout:g} s"
         pooled = self._take_idle(origin)
         if pooled is not None:
             try:
@@ -84,7 +86,7 @@ class HttpClient:
                 pass
         connection = await dial(
             origin,
-            timeout=self._settings.upstream_connect_timeout,
+            timeout=min(self._settings.upstream_connect_timeout, head_timeout),
             rcvbuf=self._settings.upstream_rcvbuf,
             buffer=self._read_buffer(),
             tls=self._tls_context() if origin.scheme == "https" else None,
@@ -116,18 +118,18 @@ class HttpClient:
             while True:
                 data = await inlet.take()
                 if not data:
-                    raise UpstreamFailed("the upstream closed the connection before it answered")
+                    raise UpstreamUnreachable("the upstream closed the connection before it answered")
                 answered = True
                 if (found := codec.receive_head(data)) is not None:
                     break
             connection.clear_deadline()
         except BaseException as error:
             self._discard(connection)
-            closed = isinstance(error, OSError) or (isinstance(error, UpstreamFailed) and not answered)
+            closed = isinstance(error, OSError | UpstreamUnreachable)
             if closed and connection.used and not answered:
                 raise _ClosedUnderUs from None
             if isinstance(error, OSError):
-                raise _broken(error) from None
+                raise (_broken(error) if answered else _reset(error)) from None
             raise
         return HttpResponse(self, connection, *found)
 
@@ -181,7 +183,7 @@ class HttpClient:
 
     def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = _tls_context(None)
+            self._tls = tls_context(None)
         return self._tls
 
 
@@ -338,7 +340,8 @@ class _ClosedUnderUs(Exception):
     """A pooled connection was closed before any byte of the response."""
 
 
-def _tls_context(authorities: str | None) -> ssl.SSLContext:
+def tls_context(authorities: str | None) -> ssl.SSLContext:
+    """What https trusts: the system's authorities, or those of a PEM file. Raises SettingsError."""
     try:
         context = ssl.create_default_context(cafile=authorities)
     except OSError as error:
@@ -349,6 +352,10 @@ def _tls_context(authorities: str | None) -> ssl.SSLContext:
 
 def _broken(error: OSError) -> UpstreamFailed:
     return UpstreamFailed("the upstream cut its stream: the connection was reset", detail=str(error))
+
+
+def _reset(error: OSError) -> UpstreamUnreachable:
+    return UpstreamUnreachable("the upstream reset the connection before it answered", detail=str(error))
 
 
 def origin_of(url: SplitResult) -> Origin:

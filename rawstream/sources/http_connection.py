@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, cast
 
-from rawstream.errors import UpstreamFailed, UpstreamIdle
+from rawstream.errors import UpstreamIdle, UpstreamUnreachable
 from rawstream.flow.deadlines import Sweeper
 from rawstream.wire.http1_client import ClientCodec
 
@@ -187,6 +187,13 @@ class Connection:
         """Is it closed, or closing, on either side?"""
         return self._transport.is_closing() or self.inlet.at_eof()
 
+    @property
+    def tls_version(self) -> str | None:
+        """``TLSv1.3``; None without TLS."""
+        session = self._transport.get_extra_info("ssl_object")
+        version: str | None = None if session is None else session.version()
+        return version
+
     def set_deadline(self, at: float, why: str, *, while_waiting: bool = False) -> None:
         """Fail the present and every further read with ``UpstreamIdle(why)`` at ``at`` (the loop's clock, seconds).
 
@@ -240,7 +247,7 @@ async def dial(
     """Connect to ``origin``, over TLS where ``tls`` is given, within ``timeout`` seconds in all.
 
     ``rcvbuf`` is ``upstream_rcvbuf`` in bytes. The socket is read through ``buffer`` (``read_buffer``), whose size
-    is that of one read. Tries all addresses of the host, in order. Raises UpstreamFailed. Cancel-safe.
+    is that of one read. Tries all addresses of the host, in order. Raises UpstreamUnreachable. Cancel-safe.
     """
     where = f"{origin.host}:{origin.port}"
     try:
@@ -252,19 +259,19 @@ async def dial(
                 sock.close()
                 raise
     except TimeoutError as error:
-        raise UpstreamFailed(
+        raise UpstreamUnreachable(
             f"the upstream could not be reached within {timeout:g} s", detail=f"{where}: {error}"
         ) from None
     except ssl.SSLCertVerificationError as error:
-        raise UpstreamFailed(
+        raise UpstreamUnreachable(
             f"the upstream's certificate is not trusted: {error.verify_message}", detail=where
         ) from None
     except ssl.SSLError as error:
         reason = (error.reason or "broken").replace("_", " ").lower()
-        raise UpstreamFailed(f"TLS with the upstream failed: {reason}", detail=f"{where}: {error}") from None
+        raise UpstreamUnreachable(f"TLS with the upstream failed: {reason}", detail=f"{where}: {error}") from None
     except (OSError, EOFError) as error:
         said = _spoken(error)
-        raise UpstreamFailed(f"the upstream could not be reached: {said}", detail=f"{where}: {error}") from None
+        raise UpstreamUnreachable(f"the upstream could not be reached: {said}", detail=f"{where}: {error}") from None
 
 
 def _spoken(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from rawstream.errors import UpstreamFailed
+from rawstream.errors import UpstreamComplained, UpstreamFailed
 from rawstream.model import Token, Usage
 
 DONE: Final = b"[DONE]"
@@ -82,9 +82,11 @@ def _unusual(payload: bytes) -> Token:
     return Token(raw=payload)
 
 
-def failure_of(error: Any) -> UpstreamFailed:
+def failure_of(error: Any) -> UpstreamComplained:
     """The upstream's ``error`` value (a dict with a message, or a string) as ours."""
-    return UpstreamFailed(message_of(error) or "the upstream failed", detail="the upstream told an error in its stream")
+    return UpstreamComplained(
+        message_of(error) or "the upstream failed", detail="the upstream told an error in its stream"
+    )
 
 
 def message_of(error: Any) -> str | None:

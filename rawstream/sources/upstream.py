@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,6 +25,8 @@ from rawstream.settings import MiB, Settings
 from rawstream.sources.http_client import HttpClient, HttpResponse, origin_of
 from rawstream.sources.openai_events import DONE, answer_as_token, append_tokens, message_of
 from rawstream.wire.sse import EventTooLong, Parser
+
+OnEnd: TypeAlias = Callable[[BaseException | None], None]
 
 MAX_ANSWER: Final = 16 * MiB
 """Bytes of a whole, non-streamed answer."""
@@ -53,31 +55,36 @@ class UpstreamSource:
         self.idle_late = f"the upstream sent no token for {self.idle_timeout:g} s"
         self.first_token_late = f"the upstream sent no token within {settings.upstream_first_token_timeout:g} s"
 
-    def tokens(self, request: Request) -> UpstreamStream:
-        """A new generation; the request is sent with the first demand."""
-        return UpstreamStream(self, request)
+    def tokens(self, request: Request, *, due: float | None = None, on_end: OnEnd | None = None) -> UpstreamStream:
+        """A new generation; the request is sent with the first demand.
 
-    async def complete(self, request: Request) -> bytes:
+        ``due``: when the first event must be there (the loop's clock; default: ``upstream_first_token_timeout`` after
+        the first demand). ``on_end`` is told once how it ended: None when it was whole, else the error; CancelledError
+        when it was closed before.
+        """
+        return UpstreamStream(self, request, due, on_end)
+
+    async def complete(self, request: Request, *, due: float | None = None) -> bytes:
         """The whole answer: the upstream's JSON, untouched (16 MiB at most).
 
-        Raises UpstreamFailed, UpstreamIdle (nothing within ``upstream_first_token_timeout``), UpstreamRejected.
-        Cancelling is safe: the connection is closed.
+        Raises UpstreamFailed, UpstreamIdle (nothing by ``due``, or within ``upstream_first_token_timeout``),
+        UpstreamRejected. Cancelling is safe: the connection is closed.
         """
         body = msgspec.json.encode(self._body(request, stream=False))
-        return await self._whole("POST", "/chat/completions", body, "application/json")
+        return await self._whole("POST", "/chat/completions", body, due)
 
-    async def models(self) -> bytes:
+    async def models(self, *, due: float | None = None) -> bytes:
         """The body of the upstream's ``GET /models``, untouched. Raises as ``complete`` does."""
-        return await self._whole("GET", "/models", b"", "application/json")
+        return await self._whole("GET", "/models", b"", due)
 
     async def aclose(self) -> None:
         """Close all connections, those of running generations too."""
         await self.client.aclose()
 
-    async def start(self, request: Request) -> HttpResponse:
+    async def start(self, request: Request, due: float) -> HttpResponse:
         """Send a streaming request; the response's head has status 200. Raises as ``complete`` does."""
         body = msgspec.json.encode(self._body(request, stream=True))
-        return await self._open("POST", "/chat/completions", body, "text/event-stream")
+        return await self._open("POST", "/chat/completions", body, "text/event-stream", due)
 
     def _body(self, request: Request, *, stream: bool) -> dict[str, Any]:
         body = dict(request.extra)
@@ -91,18 +98,20 @@ class UpstreamSource:
             body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         return body
 
-    async def _open(self, method: str, path: str, body: bytes, accept: str) -> HttpResponse:
-        """The response to a request, if its status is 200."""
+    async def _open(self, method: str, path: str, body: bytes, accept: str, due: float | None) -> HttpResponse:
+        """The response to a request, if its status is 200 and it is there by ``due``."""
         settings = self._settings
+        timeout = settings.upstream_first_token_timeout
+        if due is not None:
+            timeout = max(0.0, due - asyncio.get_running_loop().time())
         url = self._base._replace(path=self._base.path.rstrip("/") + path, fragment="").geturl()
         headers = [("accept", accept), ("accept-encoding", "identity"), ("user-agent", "rawstream")]
         if body:
             headers.append(("content-type", "application/json"))
         if settings.upstream_api_key:
             headers.append(("authorization", f"Bearer {settings.upstream_api_key}"))
-        response = await self.client.open(
-            method, url, headers, body, head_timeout=settings.upstream_first_token_timeout
-        )
+        late = f"the upstream sent no answer within {settings.upstream_first_token_timeout:g} s"
+        response = await self.client.open(method, url, headers, body, head_timeout=timeout, late=late)
         try:
             if response.status >= 400:
                 raise await self._rejection(response)
@@ -115,8 +124,8 @@ class UpstreamSource:
             raise
         return response
 
-    async def _whole(self, method: str, path: str, body: bytes, accept: str) -> bytes:
-        response = await self._open(method, path, body, accept)
+    async def _whole(self, method: str, path: str, body: bytes, due: float | None = None) -> bytes:
+        response = await self._open(method, path, body, "application/json", due)
         try:
             if media_type(response) != "application/json":
                 raise UpstreamFailed(f"the upstream answered with {media_type(response)} instead of JSON")
@@ -167,6 +176,7 @@ class UpstreamStream:
         "_due",
         "_failure",
         "_finish_seen",
+        "_on_end",
         "_parser",
         "_request",
         "_response",
@@ -174,14 +184,15 @@ class UpstreamStream:
         "_whole",
     )
 
-    def __init__(self, source: UpstreamSource, request: Request) -> None:
+    def __init__(self, source: UpstreamSource, request: Request, due: float | None, on_end: OnEnd | None) -> None:
         self._source = source
         self._request: Request | None = request
         self._response: HttpResponse | None = None
         self._parser = Parser(source._settings.upstream_max_event)
         self._clock: Callable[[], float] = time.monotonic
-        self._due: float | None = None
+        self._due = due
         """When the first event must be there (the loop's clock); None: it was."""
+        self._on_end = on_end
         self._failure: UpstreamFailed | None = None
         """What the upstream told in-stream, after tokens that are handed out first."""
         self._finish_seen = False
@@ -215,7 +226,8 @@ class UpstreamStream:
                 raise self._failure
             if response is not None and not self._whole and (tokens := await self._next_tokens(response)):
                 return tokens
-        except BaseException:
+        except BaseException as error:
+            self._ended(error)
             await self.aclose()
             raise
         await self.aclose()
@@ -224,6 +236,7 @@ class UpstreamStream:
     async def aclose(self) -> None:
         """Stop the generation: unless it is over, its connection is closed at once. Idempotent."""
         self._request = None
+        self._ended(None if self._whole else asyncio.CancelledError())
         response, self._response = self._response, None
         if response is None:
             return
@@ -232,13 +245,19 @@ class UpstreamStream:
         else:
             await response.aclose()
 
+    def _ended(self, error: BaseException | None) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(error)
+
     async def _begin(self, request: Request) -> Token | None:
         """Send the request. Returns the answer if it came whole, as JSON, and not as a stream."""
         settings = self._source._settings
         self._request = None
         self._clock = asyncio.get_running_loop().time
-        self._due = self._clock() + settings.upstream_first_token_timeout
-        self._response = response = await self._source.start(request)
+        if self._due is None:
+            self._due = self._clock() + settings.upstream_first_token_timeout
+        self._response = response = await self._source.start(request, self._due)
         kind = media_type(response)
         if kind == "application/json":
             body = await read_json(response, settings.upstream_idle_timeout)

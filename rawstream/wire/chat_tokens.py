@@ -50,5 +50,8 @@ class ChatTokens:
     def error(self, message: str, code: str) -> bytes:
         return error_event(message, code)
 
+    def stopped(self, reason: str) -> bytes:
+        return self.terminal("stop")
+
     def terminal(self, finish_reason: str | None = None) -> bytes:
         return DONE

@@ -11,6 +11,8 @@ Rule 1: every token has an id, ``<stream>.<n>``, n from 1; the end's is ``<strea
         normal end for a reason to reconnect, and this id, which comes back as ``Last-Event-ID``, says that
         there is nothing more.
 Rule 2: an error has no id, so that a reconnect after it names the last token that arrived.
+Rule 3: a heartbeat is a comment line and no blank one. After an id, httpx-sse (and who took its decoder over) makes an
+        empty event of a blank line that the specification gives no meaning (WHATWG HTML §9.2.6).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from rawstream.model import Headers, TokenItem
 from rawstream.wire.chat_tokens import error_event
 from rawstream.wire.json_text import quote_all
-from rawstream.wire.sse import EVENT_STREAM_HEADERS, HEARTBEAT, encode_event, utf8
+from rawstream.wire.sse import EVENT_STREAM_HEADERS, encode_event, utf8
 
 
 class EventSource:
@@ -33,7 +35,7 @@ class EventSource:
     __slots__ = ("_end", "_id", "_opening", "sent")
 
     name: str = "event-source"
-    heartbeat: bytes = HEARTBEAT
+    heartbeat: bytes = b": hb\n"
     headers: Headers = EVENT_STREAM_HEADERS
 
     def __init__(self, stream_id: str, retry_ms: int = 2000) -> None:
@@ -60,6 +62,9 @@ class EventSource:
 
     def error(self, message: str, code: str) -> bytes:
         return self._open(error_event(message, code))
+
+    def stopped(self, reason: str) -> bytes:
+        return self.terminal("stop")
 
     def terminal(self, finish_reason: str | None = None) -> bytes:
         return self._open(self._end)

@@ -38,6 +38,14 @@ _KINDS: Final[dict[type, str]] = {
 _decode: Final = msgspec.json.Decoder().decode
 
 
+class BadField(BadRequest):
+    """A field of the body holds what makes no sense. ``param`` names it, as OpenAI's errors do."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 # --- JSON ---------------------------------------------------------------------------------------------------
 
 
@@ -47,13 +55,14 @@ def decode_object(body: bytes, what: str = "the body") -> dict[str, Any]:
     Raises BadRequest: empty, truncated or malformed, not UTF-8, nested deeper than ``MAX_DEPTH``, a number
     that Python or a double cannot hold, or not an object.
     """
-    value = _decode_value(body, what)
+    value = decode_value(body, what)
     if not isinstance(value, dict):
-        raise BadRequest(f"{what} must be a JSON object, not {_kind(value)}")
+        raise BadRequest(f"{what} must be a JSON object, not {kind_of(value)}")
     return value
 
 
-def _decode_value(body: bytes, what: str) -> Any:
+def decode_value(body: bytes, what: str = "the body") -> Any:
+    """The JSON value in ``body``, whatever it is; otherwise as ``decode_object``."""
     body = body.removeprefix(_UTF8_BOM)
     if not body.strip():
         raise BadRequest(f"{what} is empty; JSON is expected")
@@ -89,7 +98,8 @@ def _deeper_than(limit: int, value: Any) -> bool:
     return True
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a decoded JSON value is, in words."""
     return "null" if value is None else _KINDS[type(value)]
 
 
@@ -110,16 +120,16 @@ def to_request(fields: dict[str, Any]) -> Request:
         fields.pop("messages", None)
         prompt = take_string(fields, "prompt")
         if prompt is None:
-            raise BadRequest("prompt (a string) or messages (a list of objects) is required")
+            raise BadField("prompt (a string) or messages (a list of objects) is required", "messages")
         messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
     elif fields.get("prompt") is not None:
-        raise BadRequest("give prompt or messages, not both")
+        raise BadField("give prompt or messages, not both", "prompt")
     else:
         fields.pop("prompt", None)
         messages = _messages(fields.pop("messages"))
     return Request(
         messages=messages,
-        max_tokens=_max_tokens(fields),
+        max_tokens=check_count(fields.pop("max_tokens", None), "max_tokens"),
         model=take_string(fields, "model"),
         user=take_string(fields, "user"),
         extra=fields,
@@ -130,29 +140,31 @@ def take_string(fields: dict[str, Any], name: str) -> str | None:
     """Remove and return a field that is a string, null or absent. Raises BadRequest."""
     value = fields.pop(name, None)
     if value is not None and not isinstance(value, str):
-        raise BadRequest(f"{name} must be a string, not {_kind(value)}")
+        raise BadField(f"{name} must be a string, not {kind_of(value)}", name)
     return value
 
 
 def _messages(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list):
-        raise BadRequest(f"messages must be a list of objects, not {_kind(value)}")
+        raise BadField(f"messages must be a list of objects, not {kind_of(value)}", "messages")
     if not value:
-        raise BadRequest("messages must not be empty")
+        raise BadField("messages must not be empty", "messages")
     for number, message in enumerate(value):
         if not isinstance(message, dict):
-            raise BadRequest(f"messages[{number}] must be an object, not {_kind(message)}")
+            raise BadField(f"messages[{number}] must be an object, not {kind_of(message)}", "messages")
     return value
 
 
-def _max_tokens(fields: dict[str, Any]) -> int | None:
-    value = fields.pop("max_tokens", None)
+def check_count(value: Any, name: str, most: int | None = None) -> int | None:
+    """``value``, which is a whole number from 1 (to ``most``) or None. Raises BadRequest."""
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool):
-        raise BadRequest(f"max_tokens must be a whole number, not {_kind(value)}")
+        raise BadField(f"{name} must be a whole number, not {kind_of(value)}", name)
     if value < 1:
-        raise BadRequest("max_tokens must be at least 1")
+        raise BadField(f"{name} must be at least 1", name)
+    if most is not None and value > most:
+        raise BadField(f"{name} must be at most {most}", name)
     return value
 
 
@@ -183,9 +195,9 @@ def _from_text(name: str, text: str) -> Any:
         return decode_object(text.encode(), "mock")
     first = text.lstrip()[:1]
     if name == "messages" or first in ("{", "["):
-        return _decode_value(text.encode(), name)
+        return decode_value(text.encode(), name)
     if name == "max_tokens" and not (text.isdecimal() and text.isascii() and len(text) <= _MAX_DIGITS):
-        raise BadRequest(f"max_tokens must be a whole number, not {text[:40]!r}")
+        raise BadField(f"max_tokens must be a whole number, not {text[:40]!r}", "max_tokens")
     if first == '"':
         # Quotes are part of a text: nobody writes JSON strings into a query.
         return text

@@ -118,6 +118,9 @@ class OpenAIChat:
     def error(self, message: str, code: str) -> bytes:
         return b"data: " + error_body(message, _error_type(code), code) + b"\n\n"
 
+    def stopped(self, reason: str) -> bytes:
+        return self.terminal("stop")
+
     def terminal(self, finish_reason: str | None = None) -> bytes:
         """Finish chunks that have not been sent, usage if asked for and not sent, ``[DONE]``: one write.
 

@@ -40,5 +40,8 @@ class PlainText:
     def error(self, message: str, code: str) -> bytes:
         return b""
 
+    def stopped(self, reason: str) -> bytes:
+        return self.terminal("stop")
+
     def terminal(self, finish_reason: str | None = None) -> bytes:
         return b""

@@ -27,7 +27,7 @@ EVENT_STREAM_HEADERS: Final[Headers] = (
 """Headers that every event stream carries: nobody on the way may keep, change or collect it."""
 
 HEARTBEAT: Final = b": hb\n\n"
-"""The comment that keeps a connection alive, as EventSource, fetch readers and the AI SDK survive it."""
+"""The comment that keeps a connection alive, as fetch readers and the AI SDK survive it, where events have no ids."""
 
 DONE: Final = b"data: [DONE]\n\n"
 """The terminal event. Two SDKs compare it with ``===``, so it is exactly this."""

@@ -684,8 +684,15 @@ async def test_an_end_that_we_bring_about_says_so() -> None:
     bench.delivery.put_nowait(b"x", 1.0)
     bench.delivery.put_nowait(b"", 2.0)
     assert bench.delivery.last_write == 1.0
-    await bench.delivery.finish(b"", "stop")
-    assert bench.response.log[-1] == ("finish", b">stop")
+    await bench.delivery.stop("enough")
+    assert bench.response.log[-1] == ("finish", b".enough")
+
+
+async def test_a_stop_before_the_first_token_is_a_whole_answer_without_one() -> None:
+    bench = Bench()
+    await bench.delivery.stop("enough")
+    assert bench.response.log == [("start", b""), ("finish", b"<.enough")]
+    assert bench.delivery.committed
 
 
 # --- counting ----------------------------------------------------------------------------------------------------

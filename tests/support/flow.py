@@ -54,7 +54,7 @@ class Clock:
 
 
 class Plain:
-    """A dialect whose frames are easy to tell apart: ``<`` head, text, ``~`` heartbeat, ``!code`` error, ``>`` end."""
+    """A dialect whose frames are easy to tell apart: ``<`` head, text, ``~`` heartbeat, ``!code`` error, ``>`` end, ``.`` stop."""
 
     name = "plain"
     heartbeat = b"~"
@@ -71,6 +71,9 @@ class Plain:
 
     def terminal(self, finish_reason: str | None = None) -> bytes:
         return b">" + (finish_reason or "").encode()
+
+    def stopped(self, reason: str) -> bytes:
+        return b"." + reason.encode()
 
 
 class FakeResponse:

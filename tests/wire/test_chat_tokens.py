@@ -66,7 +66,7 @@ def test_the_bytes_of_an_event_source_stream() -> None:
         b'retry: 500\nid: 7f.1\ndata: {"token": "a"}\n\nid: 7f.2\ndata: {"token": "b"}\n\n'
     )
     assert dialect.encode([Token("c")]) == b'id: 7f.3\ndata: {"token": "c"}\n\n'
-    assert dialect.heartbeat == b": hb\n\n"
+    assert dialect.heartbeat == b": hb\n"
     assert dialect.error("no", "source_failed") == b'data: {"error": "no", "code": "source_failed"}\n\n'
     assert dialect.terminal("stop") == b"id: 7f.end\ndata: [DONE]\n\n"
 

@@ -1,0 +1,47 @@
+"""``POST /streams/{id}/signal`` with any JSON: something for the stream's source, while it streams.
+
+Rule 1: the id is the secret one, which only the stream's own client has (``x-stream-id``).
+Rule 2: 202 says that the signal waits for the source, not what the source makes of it: its answer is in the stream.
+Rule 3: no signal is dropped in silence. Where nobody can read it any more, or too many wait, the sender is told.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rawstream.errors import BadRequest
+from rawstream.flow.signals import MOST_UNREAD
+from rawstream.server.exchange import Exchange
+from rawstream.server.router import Router
+from rawstream.server.streams import Streams
+from rawstream.wire.json_body import decode_value
+
+MOST_BYTES: Final = 64 * 1024
+"""Of one signal: a steering remark or an edited message, no upload."""
+
+
+class SignalEndpoints:
+    """The handler, over the registry of streams."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+
+    def register(self, router: Router) -> None:
+        router.add("POST", "/streams/{id}/signal", self.signal, json=True, most=MOST_BYTES)
+
+    async def signal(self, exchange: Exchange) -> None:
+        """202: it waits for the source. 404: the stream does not run (any more); 409: its source takes no signals;
+        413: it is longer than 64 KiB; 429: 64 wait already.
+        """
+        value = decode_value(exchange.content)
+        stream = self.streams.find(exchange.param("id"))
+        signals = None if stream is None else stream.mailbox
+        if stream is None or (signals is not None and signals.closed):
+            raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
+        if signals is None:
+            raise BadRequest("this stream's source takes no signals", status=409, code="no_signals")
+        if not signals.put(value):
+            raise BadRequest(
+                f"{MOST_UNREAD} signals wait for this stream's source already", status=429, code="too_many_signals"
+            )
+        await exchange.respond_json(b'{"status": "signalled"}', 202)
