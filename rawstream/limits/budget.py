@@ -41,7 +41,8 @@ class Reservation(NamedTuple):
     """Tokens taken out of a user's windows, and which windows these were."""
 
     tokens: int
-    windows: tuple[int, ...]
+    windows: tuple[int | str, ...]
+    """The ledger's own names for them."""
 
 
 def share(left: int, wanted: int) -> int:

@@ -100,9 +100,7 @@ def test_an_error_before_the_first_token(
 
 
 @every_client("error after")
-def test_an_error_in_mid_stream(
-    row: str, behaviour: str, client: Client, gateway: ServerProcess, tell: Tell
-) -> None:
+def test_an_error_in_mid_stream(row: str, behaviour: str, client: Client, gateway: ServerProcess, tell: Tell) -> None:
     """The tokens until then are there; then the client knows that it failed: the upstream died, or said so itself."""
     verdicts = []
     for model in ("die-mid-chunk:tokens=5", "error-in-stream:tokens=5"):
