@@ -80,7 +80,7 @@ class _NoSignals:
 
 
 NO_SIGNALS: Final = _NoSignals()
-"""A source that takes none may put these in place of its request's: who signals it is told so, from the first moment."""
+"""A source that takes none may put these in place of its request's: who signals it is told so from the start."""
 
 
 def _never() -> bool:
