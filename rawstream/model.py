@@ -79,7 +79,8 @@ class _NoSignals:
         raise StopAsyncIteration
 
 
-_NO_SIGNALS: Final = _NoSignals()
+NO_SIGNALS: Final = _NoSignals()
+"""A source that takes none may put these in place of its request's: who signals it is told so from the start."""
 
 
 def _never() -> bool:
@@ -98,7 +99,7 @@ class Request(msgspec.Struct):
     """Every body field that rawstream does not know, untouched (``temperature``, ``tools``, ``mock`` …)."""
     id: str = ""
     """The stream's id (secret where no users are configured)."""
-    signals: AsyncIterator[Any] = _NO_SIGNALS
+    signals: AsyncIterator[Any] = NO_SIGNALS
     """What the client sends beside the stream (``POST /streams/{id}/signal``), each as decoded JSON, in order. Ends
     when the stream does. One reader."""
     is_committed: Callable[[], bool] = _never

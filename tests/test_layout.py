@@ -17,7 +17,7 @@ MODULES = {
 }
 
 NOUNS = {"model", "errors", "settings"}
-FLOORS = {"wire": 1, "flow": 2, "sources": 3, "replay": 3, "limits": 3, "server": 4, "lab": 5}
+FLOORS = {"wire": 1, "flow": 2, "sources": 3, "replay": 3, "limits": 3, "server": 4, "lab": 5, "doctor": 5}
 TOP = 6
 """``cli.py``, ``__init__.py`` and the rest of the public API."""
 ALL_BELOW = {*FLOORS}
@@ -27,8 +27,9 @@ MAY_KNOW = {
     "sources": {"wire", "flow"},
     "replay": set[str](),
     "limits": set[str](),
-    "server": ALL_BELOW - {"lab"},
-    "lab": ALL_BELOW,
+    "server": ALL_BELOW - {"lab", "doctor"},
+    "lab": ALL_BELOW - {"doctor"},
+    "doctor": {"wire", "flow", "sources", "limits"},
 }
 """Rooms that a room may import from, besides itself and the nouns."""
 

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from rawstream.errors import ModelNotFound, RawstreamError, SettingsError
-from rawstream.model import Request, SourceItem, SourceStatistics
+from rawstream.model import NO_SIGNALS, Request, SourceItem, SourceStatistics
 from rawstream.settings import Settings
 from rawstream.sources import attempts
 from rawstream.sources.course import Course
@@ -59,6 +59,7 @@ class RoutedSource:
 
     def tokens(self, request: Request) -> RoutedStream:
         """A new generation; where it goes is decided with the first demand."""
+        request.signals = NO_SIGNALS  # no upstream takes any, and who sends some is to be told
         return RoutedStream(self, request)
 
     async def complete(self, request: Request) -> bytes:

@@ -272,6 +272,41 @@ test("a stream that resumes goes on behind its last id, and only where the calle
   assert.equal(reloaded.calls[0].headers.get("last-event-id"), "â\u0080¦", "an id travels as UTF-8");
 });
 
+// --- signals --------------------------------------------------------------------------------------------------------
+
+test("a signal goes beside the stream as JSON, wherever the server is mounted; a refusal says why", async () => {
+  for (const [path, root] of [
+    ["/chat", "/"],
+    ["/llm/stream", "/llm/"],
+    ["/v1/chat/completions", "/"],
+    ["/llm/v1/chat/completions", "/llm/"],
+    ["/api/chat", "/"],
+    ["/myapi/chat", "/myapi/"],
+  ]) {
+    const told = [];
+    const script = scripted({ chunks: [token("a"), token("b"), DONE] });
+    const answers = [new Response("{}", { status: 202 }), Response.json({ error: "full", code: "too_many_signals" }, { status: 429 })];
+    const fetch = async (url, init) => {
+      if (!url.endsWith("/signal")) return script.fetch(url, init);
+      told.push([url, init.method, new Headers(init.headers).get("content-type"), init.body]);
+      return answers.shift();
+    };
+    const stream = ask({ fetch }, { url: `http://127.0.0.1${path}`, headers: { authorization: "Bearer k" } });
+    assert.equal((await failureOf(stream.signal(1))).code, "misuse");
+    for await (const { text } of stream) {
+      if (text !== "a") continue;
+      await stream.signal({ steer: "é" });
+      const refused = await failureOf(stream.signal(null));
+      assert.deepEqual([refused.code, refused.status, refused.retryable], ["too_many_signals", 429, true]);
+    }
+    const at = `http://127.0.0.1${root}streams/s1/signal`;
+    assert.deepEqual(told, [
+      [at, "POST", "application/json", '{"steer":"é"}'],
+      [at, "POST", "application/json", "null"],
+    ]);
+  }
+});
+
 // --- credit ---------------------------------------------------------------------------------------------------------
 
 test("what was consumed is told, one request at a time, the newest number each time", async () => {

@@ -21,7 +21,7 @@ from rawstream.server.exchange import Exchange
 from rawstream.server.stream import Stream
 from rawstream.settings import Settings
 from rawstream.sources.mock import MockSource
-from rawstream.sources.upstream import UpstreamSource
+from rawstream.sources.router import RoutedSource
 from tests.sources.fake_upstream import HEAD, FakeUpstream, answering_and_waiting, chunk, delta
 from tests.support import raw
 from tests.support.flow import PATIENCE, Client, Served, post, serving, turns, until
@@ -194,11 +194,13 @@ async def test_where_nobody_can_read_signals_the_sender_is_told(source: object) 
 
 
 async def test_an_upstream_takes_no_signals() -> None:
-    async with FakeUpstream(answering_and_waiting(HEAD, chunk(delta("ready")))) as upstream:
-        settings = Settings(port=0, upstream=upstream.url)
-        async with serving(UpstreamSource(settings), settings) as served:
-            _, stream = await begun(served, "/chat")
-            assert await signal(served, stream, 1) == 409
+    """Neither before its first token, when a heartbeat has told the stream's id already, nor after it."""
+    for pieces in ((HEAD,), (HEAD, chunk(delta("ready")))):
+        async with FakeUpstream(answering_and_waiting(*pieces)) as upstream:
+            settings = Settings(port=0, upstream=upstream.url, heartbeat=0.05)
+            async with serving(RoutedSource(settings), settings) as served:
+                _, stream = await begun(served)
+                assert await signal(served, stream, 1) == 409
 
 
 # --- the end ------------------------------------------------------------------------------------------------------

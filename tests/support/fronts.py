@@ -158,7 +158,7 @@ class Nginx(Front):
     program = "nginx"
 
     def write(self, folder: Path, text: str) -> list[str]:
-        site, count = re.subn(r"listen 80;", f"listen 127.0.0.1:{self.port};", text)
+        site, count = re.subn(r"\blisten 80\b", f"listen 127.0.0.1:{self.port}", text)
         assert count == 1, "the site must listen on port 80, once"
         # Started by root, nginx would give its worker to 'nobody', who cannot write here.
         user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
@@ -246,14 +246,12 @@ defaults
 
 def haproxy_as_debian_ships() -> str:
     """Debian's ``defaults``, and the least that makes a proxy of them."""
-    return DEBIAN_DEFAULTS + (
-        "frontend web\n    bind :80\n    default_backend rawstream\n\nbackend rawstream\n    server one 127.0.0.1:8000\n"
-    )
+    return f"{DEBIAN_DEFAULTS}\nlisten rawstream\n    bind :80\n    server one 127.0.0.1:8000\n"
 
 
 def haproxy_readme() -> str:
     """Debian's ``defaults``, and the README's sections after them."""
-    return DEBIAN_DEFAULTS + from_readme("haproxy")
+    return f"{DEBIAN_DEFAULTS}\n{from_readme('haproxy')}\n"
 
 
 def change(text: str, *changes: tuple[str, str]) -> str:

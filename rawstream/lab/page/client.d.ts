@@ -113,6 +113,12 @@ export interface ChatStream extends AsyncIterable<ChatEvent> {
   readonly lastEventId: string;
   /** Take the whole answer, for the sake of `onEvent` or of its text. */
   run(): Promise<string>;
+  /**
+   * Tell the answer's source something, beside the stream: anything JSON can hold, 64 KiB at most. Resolves when it
+   * waits for the source. Rejects with StreamError: `misuse` before the answer has begun, `unreachable`, or the
+   * server's own code (`no_such_stream`, `no_signals`, `too_many_signals`, `body_too_large`).
+   */
+  signal(value: unknown): Promise<void>;
   /** Leave: the connection is closed, and the iteration ends without an error. Idempotent. */
   cancel(): void;
 }

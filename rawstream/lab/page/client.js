@@ -201,6 +201,7 @@ class ChatStream {
   #attempt = null; // the AbortController of the request under way
   #reader = null;
   #plain = false;
+  #at = null; // where the answer came from
   #cancelled = false;
   #wake = null;
   #credit = null;
@@ -241,6 +242,29 @@ class ChatStream {
     this.#cancelled = true;
     this.state = "stopped";
     this.#leave();
+  }
+
+  /** Tell the answer's source something, beside the stream: any JSON. Resolves when it waits for the source. */
+  async signal(value) {
+    if (this.id === null) throw new StreamError("no stream has begun that could be signalled", { code: "misuse" });
+    const { fetch, credentials } = this.#options;
+    const headers = new Headers(this.#options.headers);
+    headers.set("content-type", "application/json");
+    const init = { method: "POST", headers, body: JSON.stringify(value), ...(credentials && { credentials }) };
+    let response;
+    try {
+      response = await fetch(this.#beside("signal"), init);
+    } catch (cause) {
+      throw new StreamError("the server cannot be reached", { code: "unreachable", retryable: true, cause });
+    }
+    if (!response.ok) throw await refusal(response);
+    await response.body?.cancel();
+  }
+
+  /** `/streams/{id}/…` of the server that answers, which may be mounted below a path. */
+  #beside(what) {
+    const root = this.#at.pathname.replace(/\/(?:v1\/chat\/completions|api\/chat|[^/]*)$/, "/");
+    return new URL(`${root}streams/${encodeURIComponent(this.id)}/${what}`, this.#at).href;
   }
 
   async *#events() {
@@ -335,6 +359,7 @@ class ChatStream {
     if (response.status !== 200 && response.status !== 204) throw await this.#inTime(refusal(response));
     this.id = response.headers.get("x-stream-id");
     this.requestId = response.headers.get("x-request-id");
+    this.#at = new URL(response.url || url, globalThis.location?.href);
     const type = (response.headers.get("content-type") ?? "").split(";")[0].trim().toLowerCase();
     this.#plain = type === "text/plain";
     if (response.status === 200 && !this.#plain && type !== "text/event-stream") {
@@ -345,9 +370,7 @@ class ChatStream {
     this.state = "streaming";
     if (credit && this.id) {
       this.#credit?.end();
-      const base = new URL(response.url || url, globalThis.location?.href);
-      const where = creditUrl ?? new URL(`streams/${encodeURIComponent(this.id)}/credit`, base).href;
-      this.#credit = new Credit(where, credit, this.#options, (error) => attempt.abort(error));
+      this.#credit = new Credit(creditUrl ?? this.#beside("credit"), credit, this.#options, (error) => attempt.abort(error));
     }
     onOpen?.(this);
     return response.status === 200 && this.#reader !== null;

@@ -13,6 +13,7 @@ export async function ask(signal: AbortSignal): Promise<string> {
   }
   // @ts-expect-error: there is no such option
   streamChat({ url: "/chat", promt: "hello" });
+  await stream.signal({ steer: "shorter" });
   return stream.id ?? text;
 }
 
