@@ -263,6 +263,9 @@ class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     """'client', 'source', 'upstream', 'server' or 'operator'."""
     status: int
     tokens: int
+    """Generated: taken from the source."""
+    delivered: int
+    """Of these, taken by the client's kernel. The rest was abandoned."""
     bytes: int
     writes: int
     seconds: float

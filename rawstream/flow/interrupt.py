@@ -12,6 +12,7 @@ without a timer of its own.
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from types import TracebackType
 
 from rawstream.errors import MisuseError, RawstreamError
@@ -20,10 +21,12 @@ from rawstream.errors import MisuseError, RawstreamError
 class Interruption:
     """``async with interruption:`` around the work that ``interrupt(reason)`` may end. Use once."""
 
-    __slots__ = ("_cancels_before", "_task", "reason")
+    __slots__ = ("_cancels_before", "_task", "at", "reason")
 
     def __init__(self) -> None:
         self.reason: RawstreamError | None = None
+        self.at = 0.0
+        """When it came (monotonic seconds)."""
         self._task: asyncio.Task[object] | None = None
         self._cancels_before = 0
 
@@ -32,6 +35,7 @@ class Interruption:
         if self.reason is not None:
             return False
         self.reason = reason
+        self.at = monotonic()
         if self._task is None:
             return False
         self._task.cancel(reason.code)

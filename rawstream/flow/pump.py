@@ -23,6 +23,7 @@ from types import coroutine
 from typing import Any, Final, Protocol, cast
 
 from rawstream.errors import RawstreamError
+from rawstream.flow.timings import Timings
 from rawstream.model import Dialect, Headers, Response, SourceItem, Token, TokenItem, TokenStream
 
 _SLICE: Final = 64
@@ -39,9 +40,12 @@ class Meter:
         "client_seconds",
         "committed",
         "first_write_at",
+        "held_since",
+        "last_token_at",
         "source_seconds",
         "started_at",
         "tokens",
+        "tokens_written",
         "waiting_for",
         "waiting_since",
         "writes",
@@ -53,6 +57,12 @@ class Meter:
         """Has the head left, by token or heartbeat? After that a failure can be told in-stream only."""
         self.tokens = 0
         """Tokens taken from the source that had something to show."""
+        self.tokens_written = 0
+        """Of these, how many were written; up to date after each write."""
+        self.held_since = now
+        """When the stream got the loop last: the first token that is not written yet came then, or later."""
+        self.last_token_at = now
+        """When tokens were written last."""
         self.bytes = 0
         """Bytes of frames written."""
         self.writes = 0
@@ -160,7 +170,7 @@ async def produce(
     limit = 0  # the size at which the frames are put: a write's, or what is left of the allowance
     large: Sequence[TokenItem] | None = None  # a batch of which only the part before ``at`` was encoded
     at = 0
-    now = held_since = clock()
+    now = meter.held_since = held_since = clock()
     try:
         while True:
             if size >= limit:
@@ -172,7 +182,7 @@ async def produce(
                     allowance = sink.room
                     if allowance <= 0:
                         allowance = await sink.wait_room()
-                        now = held_since = clock()
+                        now = meter.held_since = held_since = clock()
                 limit = allowance if allowance < write_size else write_size
                 continue
             waited = False
@@ -196,7 +206,7 @@ async def produce(
                     meter.waiting_since = now
                     meter.waiting_for = "source"
                     item = await _rest_of(step, awaited)
-                    held_since = clock()
+                    meter.held_since = held_since = clock()
                     meter.source_seconds += held_since - now
                     meter.waiting_for = None
                     waited = True
@@ -229,7 +239,7 @@ async def produce(
                     frames.clear()
                     size = limit = 0
                 await asyncio.sleep(0)
-                held_since = clock()
+                meter.held_since = held_since = clock()
     except StopAsyncIteration:
         return b"".join(frames)
     except Exception:
@@ -241,7 +251,7 @@ async def produce(
 class Delivery:
     """Frames → response, with backpressure: the sink of every ordinary stream."""
 
-    __slots__ = ("_dialect", "_headers", "_response", "last_write", "meter", "pausing")
+    __slots__ = ("_dialect", "_headers", "_response", "_timings", "last_write", "meter", "pausing")
 
     def __init__(
         self,
@@ -250,13 +260,18 @@ class Delivery:
         meter: Meter,
         headers: Headers,
         pausing: asyncio.Event | None = None,
+        timings: Timings | None = None,
     ) -> None:
-        """``pausing``, when given and not set, keeps the source waiting whatever the response says."""
+        """``pausing``, when given and not set, keeps the source waiting whatever the response says.
+
+        ``timings``: where it is counted how long each write took to come about.
+        """
         self._response = response
         self._dialect = dialect
         self._headers = headers
         self.meter = meter
         self.pausing = pausing
+        self._timings = timings
         self.last_write = meter.started_at
 
     @property
@@ -301,10 +316,31 @@ class Delivery:
                 frames = self._commit() + frames
             meter.first_write_at = now
         may_go_on = self._response.write_nowait(frames)
+        if self._timings is not None:
+            self._time(self._timings, now)
         self.last_write = now
         meter.writes += 1
         meter.bytes += len(frames)
         return may_go_on
+
+    def _time(self, timings: Timings, now: float) -> None:
+        """Count how long the tokens of a write at ``now`` took."""
+        meter = self.meter
+        count = meter.tokens - meter.tokens_written
+        if count <= 0:
+            return
+        held = now - meter.held_since
+        timings.added.add(held)
+        if held > timings.longest_hold:
+            timings.longest_hold = held
+        if meter.tokens_written:
+            timings.inter_token.add((now - meter.last_token_at) / count, count)
+        else:
+            timings.first_token.add(now - meter.started_at)
+            if count > 1:
+                timings.inter_token.add(0.0, count - 1)
+        meter.tokens_written = meter.tokens
+        meter.last_token_at = now
 
     def heartbeat(self) -> bool:
         """Send one, if the dialect has one, the source is what we wait for, and there is room. False: none was sent."""
@@ -330,7 +366,10 @@ class Delivery:
 
     async def _finish(self, last: bytes) -> None:
         meter = self.meter
-        now = self.last_write = monotonic()
+        now = monotonic()
+        if self._timings is not None:
+            self._time(self._timings, now)
+        self.last_write = now
         if meter.first_write_at is None:
             meter.first_write_at = now
         meter.bytes += len(last)

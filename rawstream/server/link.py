@@ -78,6 +78,7 @@ class Link(asyncio.Protocol):
         "settings",
         "streaming",
         "transport",
+        "undelivered",
         "writer",
         "written",
     )
@@ -111,6 +112,8 @@ class Link(asyncio.Protocol):
         """``rwnd_limited`` (seconds) at the end of the last stream that waited."""
         self.secured: SecuredTransport | None = None
         """The TLS that this link speaks through, if it does; it is the transport then."""
+        self.undelivered: int | None = None
+        """Bytes that the client's kernel had not taken when the connection was lost during a stream."""
         self._unread = 0
         self._discarded = -1  # -1: not discarding
         self._eof = False
@@ -234,6 +237,8 @@ class Link(asyncio.Protocol):
     # --- ends ------------------------------------------------------------------------------------------------
 
     def _lost(self, reason: RawstreamError) -> None:
+        if self.streaming and self.undelivered is None:
+            self.undelivered = self.unwritten()[1]  # now: once the socket is closed nobody can tell
         self.gate.lose(reason)
         interrupt, self.interrupt = self.interrupt, None
         if interrupt is not None:

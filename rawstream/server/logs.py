@@ -93,6 +93,7 @@ def fields_of(record: StreamRecord) -> dict[str, Any]:
         "ended_by": record.ended_by,
         "status": record.status,
         "tokens": record.tokens,
+        "delivered": record.delivered,
         "bytes": record.bytes,
         "writes": record.writes,
         "seconds": record.seconds,

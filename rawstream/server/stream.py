@@ -6,6 +6,7 @@ Rule 2: a figure that the system cannot give is None. Bytes, seconds.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from time import monotonic
@@ -144,6 +145,19 @@ class Stream:
     def held_elsewhere(self) -> int:
         """Bytes that a wrong discipline keeps in the program: an answer that is collected before it is sent."""
         return 0 if self.held is None else self.held()
+
+    def delivered(self) -> int:
+        """Tokens that the client's kernel has taken, as of the stream's end.
+
+        Where the connection is there, what was written is on its way and counts. Where it was lost, the kernel knew
+        how many bytes had not been taken: as many tokens as these bytes hold on average were not delivered.
+        """
+        meter = self.meter
+        written = meter.tokens if self.lab else meter.tokens_written
+        undelivered = self.exchange.connection.undelivered
+        if not undelivered or not meter.bytes:
+            return written
+        return max(0, written - math.ceil(undelivered * written / meter.bytes))
 
     def cut_for_memory(self) -> None:
         """The last step of relief: this stream holds most, and its client does not take it."""

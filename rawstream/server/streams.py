@@ -24,6 +24,7 @@ from rawstream.errors import (
 from rawstream.flow.credit import OneByOne
 from rawstream.flow.pump import Delivery, Meter, produce
 from rawstream.flow.signals import Signals
+from rawstream.flow.timings import Timings
 from rawstream.limits.admission import Admission
 from rawstream.model import (
     Dialect,
@@ -60,6 +61,7 @@ class Streams:
         self.admission = Admission(settings.max_streams)
         self.whole = WholeAnswers(self.admission)
         self.totals = Totals()
+        self.timings = Timings()
         self.observers = list(observers)
         self.pausing: asyncio.Event | None = None
         """When set up and not set: sources wait, whatever their clients say."""
@@ -135,6 +137,8 @@ class Streams:
                     finally:
                         stream.end_signals()
                         await _close(tokens)
+                        if stream.interruption.reason is not None:
+                            self.timings.cancel.add(monotonic() - stream.interruption.at)
             except RawstreamError as reason:
                 error = reason
             except Exception as failure:
@@ -179,7 +183,7 @@ class Streams:
             exchange.stream_id = None
             self.admission.leave()
             raise
-        delivery = Delivery(exchange, dialect, meter, dialect.headers, self.pausing)
+        delivery = Delivery(exchange, dialect, meter, dialect.headers, self.pausing, self.timings)
         stream = Stream(exchange, dialect.name, delivery, self.settings, lab=lab)
         if credit is not None and not lab:
             stream.credit, tokens = credit, OneByOne(tokens)
@@ -226,6 +230,7 @@ class Streams:
             ended_by=ENDED_BY[outcome],
             status=200 if committed or error is None else error.status,
             tokens=meter.tokens,
+            delivered=stream.delivered(),
             bytes=meter.bytes,
             writes=meter.writes,
             seconds=now - meter.started_at,
@@ -235,8 +240,10 @@ class Streams:
             seconds_network=by_network,
             detail=None if error is None else error.detail or str(error),
         )
+        self.timings.whole.add(record.seconds)
         totals = self.totals
         totals.tokens += meter.tokens
+        totals.delivered += record.delivered
         totals.bytes += meter.bytes
         totals.outcomes[outcome.value] += 1
         for observer in self.observers:

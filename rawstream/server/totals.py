@@ -24,9 +24,10 @@ ENDED_BY: Final = {
 class Totals:
     """Counts over all streams that have ended."""
 
-    __slots__ = ("bytes", "outcomes", "tokens")
+    __slots__ = ("bytes", "delivered", "outcomes", "tokens")
 
     def __init__(self) -> None:
         self.tokens = 0
+        self.delivered = 0
         self.bytes = 0
         self.outcomes: dict[str, int] = {outcome.value: 0 for outcome in Outcome}
