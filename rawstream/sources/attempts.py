@@ -142,8 +142,5 @@ def final_error(trail: Sequence[tuple[str, RawstreamError]], now: float) -> Raws
 
 
 def _said(error: RawstreamError) -> str:
-    said = str(error) if not isinstance(error, UpstreamRejected) else f"status {error.status}: {error}"
-    if error.detail:
-        said += f" ({error.detail})"
-    said = " ".join(said.split())
+    said = cause(error) + (f" ({error.detail})" if error.detail else "")
     return said if len(said) <= _LONGEST_SAID else said[:_LONGEST_SAID] + "…"

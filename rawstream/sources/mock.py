@@ -4,12 +4,14 @@ Rule 1: a running generation is one suspended async generator and nothing more: 
 Rule 2: it generates only while somebody waits for it. After a pause it goes on at its pace, no faster.
 Rule 3: a request that makes no sense is refused in ``tokens()``, before anything has started.
 Rule 4: the same prompt and seed give the same tokens.
+Rule 5: of several choices (``n``) the first is what it would be alone, and all go at its pace.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Final
 
 import msgspec
@@ -18,6 +20,7 @@ from rawstream.errors import BadRequest, SourceFailed
 from rawstream.model import Request, SourceItem, Token
 from rawstream.sources.mock_text import LARGEST_BATCH, LOOP, TOKENS, start
 from rawstream.sources.pacing import LONG_WAIT, Pacer, next_due
+from rawstream.wire.json_body import check_count
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Rate = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
@@ -25,6 +28,7 @@ _Seconds = Annotated[float, msgspec.Meta(ge=0, le=86_400)]
 _Batch = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_BATCH)]
 
 ENDLESS: Final = 2**62
+MOST_CHOICES: Final = 8
 
 
 class MockOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,8 +83,9 @@ class MockSource:
         self._pacer: Pacer | None = None
 
     def tokens(self, request: Request) -> AsyncGenerator[SourceItem, None]:
-        """A new generation. Raises ``BadRequest`` when ``request.extra["mock"]`` makes no sense."""
+        """A new generation. Raises ``BadRequest`` when ``mock`` or ``n`` in ``request.extra`` make no sense."""
         chosen = options(request)
+        choices = check_count(request.extra.get("n"), "n", MOST_CHOICES) or 1
         total = ENDLESS if chosen.tokens is None else chosen.tokens
         last = None
         if request.max_tokens is not None and request.max_tokens < total:
@@ -89,7 +94,8 @@ class MockSource:
         if fails and chosen.fail_after is not None:
             total, last = chosen.fail_after, None
         at = start(request.prompt, chosen.seed)
-        return self._generate(chosen, at, total, last, fails)
+        first = self._generate(chosen, at, total, last, fails)
+        return first if choices == 1 else self._beside(first, at, choices)
 
     async def aclose(self) -> None:
         """Nothing is shared, so there is nothing to release."""
@@ -150,6 +156,25 @@ class MockSource:
                 raise SourceFailed("the mock source failed, as it was asked to (fail_after)")
         finally:
             self._closed += 1
+
+    async def _beside(
+        self, first: AsyncGenerator[SourceItem, None], at: int, choices: int
+    ) -> AsyncGenerator[SourceItem, None]:
+        """``first``, and beside each of its tokens one of every other choice, which starts further on in the text."""
+        length, step = len(TOKENS), 0
+        starts = [at + number * (length // choices) for number in range(1, choices)]
+        async with aclosing(first):
+            async for item in first:
+                batch: list[str | Token] = []
+                for token in (item,) if isinstance(item, str | Token) else item:
+                    batch.append(token)
+                    reason = token.finish_reason if isinstance(token, Token) else None
+                    for index, start_at in enumerate(starts, 1):
+                        text = TOKENS[(start_at + step) % length]
+                        batch.append(Token(text if step else text.lstrip(), finish_reason=reason, index=index))
+                    step += 1
+                self._tokens += len(batch) - len(batch) // choices
+                yield batch
 
     def _pacer_here(self) -> Pacer:
         loop = asyncio.get_running_loop()

@@ -128,7 +128,7 @@ class UpstreamSource:
         response = await self._open(method, path, body, "application/json", due)
         try:
             if media_type(response) != "application/json":
-                raise UpstreamFailed(f"the upstream answered with {media_type(response)} instead of JSON")
+                raise UpstreamFailed(f"the upstream answered with {self.kind_of(response)} instead of JSON")
             body = await read_json(response, self._settings.upstream_idle_timeout)
         finally:
             await response.aclose()
@@ -139,12 +139,24 @@ class UpstreamSource:
     def quotes_key(self, said: bytes) -> bool:
         """Does what the upstream said hold our key? Then it is nobody else's to read."""
         key = (self._settings.upstream_api_key or "").encode()
-        return bool(key) and (key in said or key in said.replace(b"\\/", b"/"))
+        if not key:
+            return False
+        lowered = key.lower()  # content types are told in lower case
+        return key in said or lowered in said or key in said.replace(b"\\/", b"/")
+
+    def kind_of(self, response: HttpResponse) -> str:
+        """The content type, as far as it may be told."""
+        kind = media_type(response)
+        return "an unusual type" if len(kind) > 100 or self.quotes_key(kind.encode()) else kind
 
     async def _rejection(self, response: HttpResponse) -> UpstreamRejected:
         """The upstream's own refusal, as far as it may be passed on."""
         status = response.status
-        headers = tuple((name, value) for name, value in response.head.headers if name in _RELAYED)
+        headers = tuple(
+            (name, value)
+            for name, value in response.head.headers
+            if name in _RELAYED and not self.quotes_key(value.encode())
+        )
         retry_after = response.head.header("retry-after")
         known = retry_after is not None and retry_after.isdecimal() and len(retry_after) <= 9
         seconds = float(retry_after) if retry_after is not None and known else None
@@ -266,7 +278,8 @@ class UpstreamStream:
             self._whole = True
             return answer_as_token(body)
         if kind != "text/event-stream":
-            raise UpstreamFailed(f"the upstream answered with {kind} instead of an event stream")
+            named = self._source.kind_of(response)
+            raise UpstreamFailed(f"the upstream answered with {named} instead of an event stream")
         return None
 
     async def _next_tokens(self, response: HttpResponse) -> list[Token]:

@@ -11,13 +11,11 @@ Rule 4: never an ``id:``, a ``retry:`` or an event name, and a heartbeat without
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from rawstream.errors import BadRequest
-from rawstream.model import Headers, Request, Token, TokenItem, Usage
-from rawstream.wire.json_body import decode_object, to_request
+from rawstream.model import Headers, Token, TokenItem, Usage
 from rawstream.wire.json_text import NotText, as_token, quote, quote_strings, quoted
 from rawstream.wire.sse import DONE, EVENT_STREAM_HEADERS
 
@@ -277,9 +275,11 @@ def whole_answer(
     )  # fmt: skip
 
 
-def error_body(message: str, type: str, code: str) -> bytes:
-    """The body of every error on this wire, and the data of an in-stream one."""
-    return b'{"error":{"message":%b,"type":%b,"param":null,"code":%b}}' % (quote(message), quote(type), quote(code))
+def error_body(message: str, type: str, code: str, param: str | None = None) -> bytes:
+    """The body of every error on this wire, and the data of an in-stream one. ``param``: the field that is wrong."""
+    return b'{"error":{"message":%b,"type":%b,"param":%b,"code":%b}}' % (
+        quote(message), quote(type), b"null" if param is None else quote(param), quote(code),
+    )  # fmt: skip
 
 
 def _error_type(code: str) -> str:
@@ -290,26 +290,3 @@ def models_body(ids: Iterable[str], created: int) -> bytes:
     """The body of ``GET /v1/models``. ``created`` is in Unix seconds."""
     models = [b'{"id":%b,"object":"model","created":%d,"owned_by":"rawstream"}' % (quote(id), created) for id in ids]
     return b'{"object":"list","data":[' + b",".join(models) + b"]}"
-
-
-def decode_request(body: bytes) -> tuple[Request, bool, bool]:
-    """The body of ``POST /v1/chat/completions``: (request, whether to stream, whether to include usage).
-
-    ``stream_options`` stays in ``extra``, with whatever else an upstream may know. Raises BadRequest.
-    """
-    fields = decode_object(body)
-    if fields.get("messages") is None:
-        raise BadRequest("messages (a list of objects) is required")
-    stream = _flag(fields.pop("stream", None), "stream")
-    options: Any = fields.get("stream_options")
-    if options is None:
-        options = {}
-    if not isinstance(options, dict):
-        raise BadRequest("stream_options must be an object")
-    return to_request(fields), stream, _flag(options.get("include_usage"), "stream_options.include_usage")
-
-
-def _flag(value: Any, name: str) -> bool:
-    if value is not None and not isinstance(value, bool):
-        raise BadRequest(f"{name} must be true or false")
-    return bool(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
@@ -17,8 +18,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 from urllib.parse import urlencode
 
+from pydantic import SecretStr
+
 import rawstream
 from tests.support.tools import require_module
+
+# LangChain brings LangSmith, which sends what it traces to its maker. Not from here, whatever the environment says.
+os.environ.update(LANGSMITH_TRACING="false", LANGSMITH_TRACING_V2="false", LANGCHAIN_TRACING_V2="false")
 
 if TYPE_CHECKING:
     import httpx
@@ -33,6 +39,7 @@ else:
     langchain_openai = require_module("langchain_openai")
     requests = require_module("requests")
 
+NO_KEY: Final = SecretStr("none")
 TIMEOUT: Final = 10.0
 """Seconds of silence that a client bears."""
 PATIENCE: Final = 20.0
@@ -253,7 +260,7 @@ class LangChainSync(SyncClient):
             model = langchain_openai.ChatOpenAI(
                 model=ask.model,
                 base_url=f"{ask.url}/v1",
-                api_key="none",
+                api_key=NO_KEY,
                 stream_usage=True,
                 timeout=TIMEOUT,
                 http_client=http,
@@ -277,7 +284,7 @@ class LangChainAsync(AsyncClient):
             model = langchain_openai.ChatOpenAI(
                 model=ask.model,
                 base_url=f"{ask.url}/v1",
-                api_key="none",
+                api_key=NO_KEY,
                 stream_usage=True,
                 timeout=TIMEOUT,
                 http_async_client=http,

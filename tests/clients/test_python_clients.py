@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from tests.clients.conftest import HEARTBEAT, RETRIES, Tell
-from tests.clients.cutting import CHUNKS, CuttingRelay
+from tests.clients.cutting import CHUNKS, Cut
 from tests.clients.matrix import cells
 from tests.clients.python_clients import CLIENTS, Ask, Client, Reading
 from tests.support import raw
@@ -114,31 +114,34 @@ def test_an_error_in_mid_stream(row: str, behaviour: str, client: Client, gatewa
 
 
 @every_client("cut")
-def test_a_lost_connection(row: str, behaviour: str, client: Client, cut: CuttingRelay, tell: Tell) -> None:
-    """No event tells of it: the missing end of the framing does, to every client."""
-    reading = client.read(Ask(cut.url, "ok:tokens=50,rate=100"))
-    assert_beginning(reading)
-    assert reading.error is not None
-    tell(type(reading.error).__name__, client.version)
+def test_a_lost_connection(row: str, behaviour: str, client: Client, cut: Mapping[Cut, str], tell: Tell) -> None:
+    """No event tells of it: the missing end of the framing does, to every client, and so does a reset."""
+    errors = []
+    for kind in (Cut.BETWEEN, Cut.INSIDE, Cut.RESET):
+        reading = client.read(Ask(cut[kind], "ok:tokens=50,rate=100"))
+        assert_beginning(reading, least=0 if kind is Cut.RESET else CHUNKS - 2)
+        assert reading.error is not None
+        errors.append(type(reading.error).__name__)
+    tell(" or ".join(dict.fromkeys(errors)), client.version)
 
 
 @every_client("ended early")
 def test_an_end_without_the_terminal_event(
-    row: str, behaviour: str, client: Client, cut_cleanly: CuttingRelay, tell: Tell
+    row: str, behaviour: str, client: Client, cut: Mapping[Cut, str], tell: Tell
 ) -> None:
     """rawstream never does this, something on the way may: a client that looks no further than the framing's end
     takes it for an end. What its user can look at is that the terminal event is missing, where there is one."""
-    reading = client.read(Ask(cut_cleanly.url, "ok:tokens=50,rate=100"))
-    assert_beginning(reading)
+    reading = client.read(Ask(cut[Cut.CLEAN], "ok:tokens=50,rate=100"))
+    assert_beginning(reading, least=CHUNKS - 2)
     if reading.error is not None:
         tell(type(reading.error).__name__, client.version)
     else:
         tell(f"cannot tell: {'plain text has no end' if client.end is None else f'no {client.end}'}", client.version)
 
 
-def assert_beginning(reading: Reading) -> None:
-    """Some of the answer, and nothing that says that it was all of it."""
-    assert words(CHUNKS - 2) in reading.text
+def assert_beginning(reading: Reading, least: int) -> None:
+    """At least so many tokens, not all of them, and nothing that says so. (A reset may throw away what came before.)"""
+    assert words(least) in reading.text
     assert words(50).startswith(reading.text)
     assert len(reading.text) < len(words(50))
     assert reading.ends == []
@@ -167,9 +170,16 @@ def test_characters_cut_on_the_way(
     ("request_bytes", "heartbeat"),
     [
         (raw.post("/chat", {"prompt": "hello", "model": "slow-first:seconds=0.5"}), b": hb\n\n"),
-        (raw.get("/stream?prompt=hello&model=slow-first:seconds%3D0.5"), b": hb\n\n"),
+        (raw.get("/stream?prompt=hello&model=slow-first:seconds%3D0.5"), b": hb\n"),
+        (
+            raw.post(
+                "/v1/chat/completions",
+                {"model": "slow-first:seconds=0.5", "stream": True, "messages": [{"role": "user", "content": "hello"}]},
+            ),
+            b": hb\n",
+        ),
     ],
-    ids=["/chat", "/stream"],
+    ids=["/chat", "/stream", "/v1/chat/completions"],
 )
 def test_there_are_heartbeats_to_survive(gateway: ServerProcess, request_bytes: bytes, heartbeat: bytes) -> None:
     """The control: while the upstream thinks for half a second, heartbeats are really sent."""

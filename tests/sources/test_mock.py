@@ -307,3 +307,57 @@ async def test_an_idle_generation_costs_less_than_a_kibibyte() -> None:
     assert held / 200 < 1024, f"{held / 200:.0f} bytes per generation"
     for stream in [*streams, warm]:
         await stream.aclose()
+
+
+# --- several choices
+
+
+def by_choice(items: list[SourceItem]) -> dict[int, list[Token]]:
+    """The tokens of each choice."""
+    found: dict[int, list[Token]] = {}
+    for item in items:
+        for one in [item] if isinstance(item, str | Token) else item:
+            token = Token(one) if isinstance(one, str) else one
+            found.setdefault(token.index, []).append(token)
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+async def test_n_choices_come_side_by_side(batch: int) -> None:
+    """The first is what it would be alone; the others are other texts, as long, and end alike."""
+    source = MockSource()
+    request = quick("why", max_tokens=7, batch=batch)
+    alone = flat(await collect(request))
+    request.extra["n"] = 3
+    items = await collect(request, source)
+    choices = by_choice(items)
+    assert [token.text for token in choices[0]] == alone
+    assert sorted(choices) == [0, 1, 2]
+    assert len({"".join(token.text for token in tokens) for tokens in choices.values()}) == 3
+    for tokens in choices.values():
+        assert [token.finish_reason for token in tokens] == [None] * 6 + ["length"]
+        assert not tokens[0].text.startswith(" ")
+    assert len(items) == -(-7 // batch)
+    assert source.statistics().tokens == 21
+
+
+async def test_choices_fail_and_are_closed_together() -> None:
+    """One generation is behind them."""
+    source = MockSource()
+    request = quick(fail_after=2)
+    request.extra["n"] = 2
+    with pytest.raises(SourceFailed):
+        await collect(request, source)
+    open_one = source.tokens(request)
+    await anext(open_one)
+    await open_one.aclose()
+    assert source.statistics().running == 0
+
+
+@pytest.mark.parametrize("n", [0, 9, "2", 1.5])
+def test_a_number_of_choices_that_makes_no_sense_is_refused(n: object) -> None:
+    """By name, before anything begins."""
+    request = quick()
+    request.extra["n"] = n
+    with pytest.raises(BadRequest, match=r"^n must be"):
+        MockSource().tokens(request)

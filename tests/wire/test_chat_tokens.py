@@ -68,7 +68,7 @@ def test_the_bytes_of_an_event_source_stream() -> None:
     assert dialect.encode([Token("c")]) == b'id: 7f.3\ndata: {"token": "c"}\n\n'
     assert dialect.heartbeat == b": hb\n"
     assert dialect.error("no", "source_failed") == b'data: {"error": "no", "code": "source_failed"}\n\n'
-    assert dialect.terminal("stop") == b"id: 7f.end\ndata: [DONE]\n\n"
+    assert dialect.terminal("stop") == dialect.stopped("by hand") == b"id: 7f.end\ndata: [DONE]\n\n"
 
 
 def test_the_first_event_carries_retry_whichever_it_is() -> None:
@@ -90,3 +90,8 @@ def test_an_event_source_refuses_what_would_break_its_ids() -> None:
         EventSource("a\nb")
     with pytest.raises(ValueError, match="retry_ms"):
         EventSource("a", retry_ms=-1)
+
+
+def test_a_stopped_answer_is_whole() -> None:
+    """Who stopped it knows what it lacks."""
+    assert ChatTokens().stopped("by hand") == b"data: [DONE]\n\n"

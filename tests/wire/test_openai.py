@@ -9,9 +9,8 @@ import pytest
 from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from rawstream.errors import BadRequest
 from rawstream.model import Dialect, Token, TokenItem, Usage
-from rawstream.wire.openai import OpenAIChat, decode_request, error_body, models_body, whole_answer
+from rawstream.wire.openai import OpenAIChat, error_body, models_body, whole_answer
 from rawstream.wire.sse import Parser
 
 ROLE = {"role": "assistant", "content": ""}
@@ -365,6 +364,13 @@ def test_a_whole_answer_may_have_choices_usage_and_an_end_of_its_own() -> None:
     assert [(c["message"]["content"], c["finish_reason"]) for c in empty["choices"]] == [("", "length")]
 
 
+def test_a_stopped_answer_ends_with_stop() -> None:
+    """Whatever was said of it before: as a client sees it, the model stopped."""
+    stream = dialect()
+    stream.encode(["a", Token("b", finish_reason="length")])
+    assert choices(stream.stopped("by hand")) == [(0, {}, "stop")]
+
+
 def test_the_list_of_models() -> None:
     """As the official client reads it."""
     body = json.loads(models_body(["a", 'b"'], 7))
@@ -378,45 +384,4 @@ def test_the_body_of_an_error() -> None:
     assert json.loads(error_body("no", "invalid_request_error", "bad_request")) == {
         "error": {"message": "no", "type": "invalid_request_error", "param": None, "code": "bad_request"}
     }
-
-
-MESSAGES = [{"role": "user", "content": "hi"}]
-
-
-@pytest.mark.parametrize(
-    ("more", "stream", "include_usage"),
-    [
-        ({}, False, False),
-        ({"stream": None, "stream_options": None}, False, False),
-        ({"stream": False}, False, False),
-        ({"stream": True}, True, False),
-        ({"stream": True, "stream_options": {}}, True, False),
-        ({"stream": True, "stream_options": {"include_usage": None}}, True, False),
-        ({"stream": True, "stream_options": {"include_usage": True, "other": 1}}, True, True),
-    ],
-)
-def test_a_request_says_whether_to_stream_and_to_count(more: dict[str, Any], stream: bool, include_usage: bool) -> None:
-    """And travels on with all its other fields, the stream's options too."""
-    body = {"messages": MESSAGES, "model": "m", "max_tokens": 3, "tools": [], **more}
-    request, *flags = decode_request(json.dumps(body).encode())
-    assert flags == [stream, include_usage]
-    assert (request.messages, request.model, request.max_tokens) == (MESSAGES, "m", 3)
-    more.pop("stream", None)
-    assert request.extra == {"tools": [], **more}
-
-
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        (b"{", "not valid JSON"),
-        (b'{"prompt":"a"}', "messages"),
-        (b'{"messages":[]}', "must not be empty"),
-        (b'{"messages":[{}],"stream":"yes"}', "stream must be true or false"),
-        (b'{"messages":[{}],"stream_options":[]}', "stream_options must be an object"),
-        (b'{"messages":[{}],"stream_options":{"include_usage":1}}', "include_usage must be true or false"),
-    ],
-)
-def test_a_bad_request_is_told_what_is_wrong(body: bytes, reason: str) -> None:
-    """The field is named, as in every body."""
-    with pytest.raises(BadRequest, match=reason):
-        decode_request(body)
+    assert json.loads(error_body("no", "t", "c", "messages"))["error"]["param"] == "messages"

@@ -29,3 +29,8 @@ def test_the_headers_of_a_text_stream() -> None:
         "x-accel-buffering": "no",
         "x-content-type-options": "nosniff",
     }
+
+
+def test_a_stopped_answer_ends_with_its_last_character() -> None:
+    """There is no byte left to say more."""
+    assert PlainText().stopped("by hand") == b""

@@ -13,6 +13,7 @@ from rawstream.model import Source
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
 from rawstream.server.streams import Discipline, Streams
+from rawstream.sources.limited import limited
 from rawstream.wire.chat_tokens import ChatTokens
 from rawstream.wire.event_source import EventSource
 from rawstream.wire.json_body import decode_chat, from_query
@@ -49,7 +50,7 @@ class ChatEndpoints:
 
     def chat(self, exchange: Exchange, discipline: Discipline | None = None) -> Awaitable[None]:
         request = decode_chat(exchange.content)
-        return self.streams.run(exchange, request, self.source, chat_tokens, discipline)
+        return self.streams.run(exchange, request, limited(self.source, request), chat_tokens, discipline)
 
     def text(self, exchange: Exchange) -> Awaitable[None]:
         head = exchange.head
@@ -58,7 +59,7 @@ class ChatEndpoints:
         else:
             refuse_foreign_page(exchange)
             request = from_query(head.query)
-        return self.streams.run(exchange, request, self.source, plain_text)
+        return self.streams.run(exchange, request, limited(self.source, request), plain_text)
 
     def event_source(self, exchange: Exchange) -> Awaitable[None]:
         """For ``EventSource``: a client that has seen the end of its stream must not start another one."""
@@ -67,4 +68,5 @@ class ChatEndpoints:
         last = head.header("last-event-id")
         if last is not None and last.endswith(".end"):
             return exchange.respond(204, ())
-        return self.streams.run(exchange, from_query(head.query), self.source, EventSource)
+        request = from_query(head.query)
+        return self.streams.run(exchange, request, limited(self.source, request), EventSource)

@@ -20,7 +20,10 @@ from rawstream.model import CompletionSource, Request, Source, Token
 from rawstream.server.exchange import Exchange, error_headers
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
+from rawstream.sources.limited import limited
 from rawstream.wire import openai
+from rawstream.wire.json_body import BadField
+from rawstream.wire.openai_requests import decode_request
 
 
 def _error_type(error: RawstreamError) -> str:
@@ -37,7 +40,10 @@ def refusal(error: RawstreamError) -> tuple[list[tuple[str, str]], bytes]:
         told = {name for name, _ in headers}
         headers.extend(header for header in error.headers if header[0].lower() not in told)
         body = error.body
-    return headers, openai.error_body(str(error), _error_type(error), error.code) if body is None else body
+    if body is None:
+        param = error.param if isinstance(error, BadField) else None
+        body = openai.error_body(str(error), _error_type(error), error.code, param)
+    return headers, body
 
 
 MAX_ANSWER: Final = 4 * 1024 * 1024
@@ -57,9 +63,10 @@ class CompletionEndpoints:
         router.add("GET", "/v1/models", self.models, refusal=refusal)
 
     def completions(self, exchange: Exchange) -> Awaitable[None]:
-        request, stream, include_usage = openai.decode_request(exchange.content)
+        request, stream, include_usage = decode_request(exchange.content)
+        source = limited(self.source, request)
         if not stream:
-            return self._whole(exchange, request)
+            return self._whole(exchange, request, source)
         created = int(time.time())
         model = request.model or self.source.name
 
@@ -68,9 +75,9 @@ class CompletionEndpoints:
                 id=f"chatcmpl-{stream_id}", created=created, model=model, include_usage=include_usage
             )
 
-        return self.streams.run(exchange, request, self.source, dialect_of)
+        return self.streams.run(exchange, request, source, dialect_of)
 
-    async def _whole(self, exchange: Exchange, request: Request) -> None:
+    async def _whole(self, exchange: Exchange, request: Request, source: Source) -> None:
         """A non-streaming answer. The client leaving cancels it as it would a stream."""
         connection = exchange.connection
         interruption = Interruption()
@@ -81,19 +88,19 @@ class CompletionEndpoints:
         connection.set_deadline(monotonic() + timeout, lambda: interruption.interrupt(late))
         try:
             async with interruption:
-                body = await self._whole_body(request)
+                body = await self._whole_body(request, source)
         finally:
             connection.stream_ends()
             self.streams.whole.leave(interruption)
         await exchange.respond_json(body)
 
-    async def _whole_body(self, request: Request) -> bytes:
-        if isinstance(self.source, CompletionSource):
-            return await self.source.complete(request)
+    async def _whole_body(self, request: Request, source: Source) -> bytes:
+        if isinstance(source, CompletionSource):
+            return await source.complete(request)
         tokens: list[str | Token] = []
         size = 0
         hold, held_since = self.streams.settings.hold, monotonic()
-        async with aclosing(self.source.tokens(request)) as stream:
+        async with aclosing(source.tokens(request)) as stream:
             async for item in stream:
                 batch = (item,) if isinstance(item, str | Token) else item
                 size += sum(len(token if isinstance(token, str) else token.text) for token in batch)

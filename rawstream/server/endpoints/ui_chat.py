@@ -18,6 +18,7 @@ from rawstream.server.exchange import Exchange, error_headers
 from rawstream.server.ids import random_id
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
+from rawstream.sources.limited import limited
 from rawstream.wire.ui_messages import UIMessages
 from rawstream.wire.ui_requests import decode_chat_request
 
@@ -50,7 +51,7 @@ class UIChatEndpoints:
             # Not the stream's id, which is a secret: messages are stored and shared.
             return UIMessages(continues or random_id(12))
 
-        return self.streams.run(exchange, request, self.source, dialect_of)
+        return self.streams.run(exchange, request, limited(self.source, request), dialect_of)
 
     async def resume(self, exchange: Exchange) -> None:
         """204: there is nothing to resume, which the hook takes for an answer."""
