@@ -9,6 +9,7 @@ Rule 3: a bound that a user sets is obeyed as it stands, or refused; it is never
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -81,6 +82,14 @@ class Settings:
     workers: int = _setting(1, "Listening", "count", "Server processes; for now only 1.")
     backlog: int = _setting(1024, "Listening", "count", "Connections the kernel may hold before we accept them.")
     loop: str = _setting("auto", "Listening", "text", "Event loop: auto (uvloop where it is there), uvloop or asyncio.")
+
+    admin: str | None = _setting(
+        None,
+        "Listening",
+        "text",
+        "HOST:PORT that answers /debug/* and /metrics, to whoever reaches it; default: the main port does, to "
+        "loopback peers only.",
+    )
 
     # --- TLS
     ssl_certfile: str | None = _setting(
@@ -349,6 +358,8 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"write_low ({values['write_low']}) must not exceed write_high ({values['write_high']})"
     if values["port"] > 65535:
         yield f"port must be at most 65535, not {values['port']}"
+    if values["admin"] is not None and not re.fullmatch(r".+:[0-9]{1,5}", values["admin"]):
+        yield f"admin must be HOST:PORT, not {values['admin']!r}"
     if values["ssl_keyfile"] is not None and values["ssl_certfile"] is None:
         yield "ssl_keyfile needs ssl_certfile: a key alone is no certificate"
     if values["upstream"] is not None and values["source"] is not None:

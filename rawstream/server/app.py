@@ -14,10 +14,9 @@ import resource
 import socket
 import ssl
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-from rawstream.errors import ProtocolViolation, RawstreamError
-from rawstream.limits.admission import Relief, relief
+from rawstream.errors import LimitReached, ProtocolViolation, RawstreamError
 from rawstream.model import Observer, Source
 from rawstream.server.connection import Connection
 from rawstream.server.endpoints.chat import ChatEndpoints
@@ -26,21 +25,20 @@ from rawstream.server.endpoints.credit import CreditEndpoints
 from rawstream.server.endpoints.events import EventsEndpoints
 from rawstream.server.endpoints.operations import OperationsEndpoints
 from rawstream.server.endpoints.signals import SignalEndpoints
+from rawstream.server.endpoints.streams import StreamEndpoints
 from rawstream.server.endpoints.ui_chat import UIChatEndpoints
 from rawstream.server.exchange import Exchange, error_answer
-from rawstream.server.listener import Listener, listen
+from rawstream.server.governor import Governor
+from rawstream.server.listener import Listener, listen, listen_at
 from rawstream.server.logs import StreamLog
+from rawstream.server.metrics import Metrics
 from rawstream.server.router import Router, prepare
-from rawstream.server.stream import Stream
 from rawstream.server.streams import Streams
 from rawstream.server.tls import TlsProtocol, server_context
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
 
 log = logging.getLogger("rawstream")
-
-_LOOK_AT_MEMORY: Final = 0.25
-"""Seconds between two looks at how much is buffered."""
 
 
 class Extension(Protocol):
@@ -82,25 +80,32 @@ class App:
         """Connections that are not ready to speak HTTP yet."""
         self.tls = self._tls_context()
         self.streams = Streams(settings, (StreamLog(), *observers))
+        self.governor = Governor(settings, self.streams)
         self.router = Router()
+        self.operator_router = Router()
+        """What the admin port answers, and nothing else."""
         self.chat = ChatEndpoints(self.streams, source)
         self.chat.register(self.router)
         CompletionEndpoints(self.streams, source).register(self.router)
         UIChatEndpoints(self.streams, source).register(self.router)
-        OperationsEndpoints(self.streams, ready=lambda: not self.draining, levels=self.levels).register(self.router)
         CreditEndpoints(self.streams).register(self.router)
         SignalEndpoints(self.streams).register(self.router)
+        StreamEndpoints(self.streams).register(self.router)
+        operations = OperationsEndpoints(
+            self.streams, ready=lambda: not self.draining, levels=self.levels, metrics=Metrics(self).text
+        )
         self.events = EventsEndpoints(self.streams, draining=lambda: self.draining, levels=self.levels)
-        self.events.register(self.router)
+        for router in (self.router, self.operator_router):
+            operations.register(router)
+            self.events.register(router)
         for extension in extensions:
             extension.register(self)
         self._sockets = sockets
         self._listener: Listener | None = None
-        self._memory_look: asyncio.TimerHandle | None = None
+        self._admin: Listener | None = None
         self._empty: asyncio.Event | None = None
         self._hurry: asyncio.Event | None = None
-        self.most_buffered = 0
-        self.memory_cuts = 0
+        self.refusals: dict[str, int] = {}
 
     # --- Host, for connections ---------------------------------------------------------------------------
 
@@ -136,7 +141,7 @@ class App:
             exchange.close_after = True
         try:
             try:
-                handler = await prepare(self.router, exchange)
+                handler = await prepare(self.operator_router if connection.operator else self.router, exchange)
                 if handler is not None:
                     await handler(exchange)
             except RawstreamError as error:
@@ -146,6 +151,8 @@ class App:
                 if error.outcome in ("source_failed", "upstream_failed", "upstream_idle"):
                     # %r: what an upstream says may hold line ends.
                     log.warning("request failed: %r %r", str(error), error.detail or "")
+                if isinstance(error, LimitReached):
+                    self.refusals[error.code] = self.refusals.get(error.code, 0) + 1
                 await exchange.refuse(error)
         except RawstreamError:
             return False  # the client left while it was being refused
@@ -191,16 +198,41 @@ class App:
             sockets,
             self._protocol,
             self.settings,
-            connections=lambda: len(self.connections) + len(self.handshakes),
+            connections=lambda: self.open_connections,
             limit=limit,
         )
         self._listener.start()
-        self._memory_look = loop.call_later(_LOOK_AT_MEMORY, self._look_at_memory)
+        if self.settings.admin is not None:
+            self._admin = Listener(
+                listen_at(self.settings.admin, self.settings.backlog),
+                lambda accepted: Connection(self, loop, accepted, operator=True),
+                self.settings,
+                connections=lambda: 0,  # the operator comes in when nobody else does any more
+                limit=1,
+            )
+            self._admin.start()
+        self.governor.start()
 
     @property
     def sockets(self) -> list[socket.socket]:
         """The listening sockets. Empty before ``start()``."""
         return [] if self._listener is None else self._listener.sockets
+
+    @property
+    def admin_address(self) -> tuple[str, int] | None:
+        """Where the operator's port is; None: there is none."""
+        if self._admin is None:
+            return None
+        host, port = self._admin.sockets[0].getsockname()[:2]
+        return str(host), int(port)
+
+    @property
+    def open_connections(self) -> int:
+        return len(self.connections) + len(self.handshakes)
+
+    @property
+    def memory_cuts(self) -> int:
+        return self.governor.cuts
 
     @property
     def url(self) -> str:
@@ -254,47 +286,10 @@ class App:
             connection.transport.abort()
         if tasks:
             await asyncio.wait(tasks, timeout=self.settings.cancel_timeout)
-        if self._memory_look is not None:
-            self._memory_look.cancel()
+        if self._admin is not None:
+            self._admin.close()
+        self.governor.stop()
         await self.source.aclose()
-
-    # --- memory ------------------------------------------------------------------------------------------
-
-    def _look_at_memory(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._memory_look = loop.call_later(_LOOK_AT_MEMORY, self._look_at_memory)
-        self.relieve_memory()
-
-    def relieve_memory(self) -> Relief:
-        """Look at how much is buffered in all, and take the step that asks for.
-
-        The streams of the lab's wrong disciplines are left out: they have a cap of their own.
-        """
-        sizes = [(stream.process_buffered(), stream) for stream in self.streams if not stream.lab]
-        buffered = sum(size for size, _ in sizes)
-        self.most_buffered = max(self.most_buffered, buffered)
-        step = relief(buffered, self.settings.max_buffered_bytes)
-        admission = self.streams.admission
-        if step != admission.relief:
-            log.warning("%d bytes are buffered for slow readers: %s", buffered, step.name.lower())
-        admission.relief = step
-        pausing = self.streams.pausing
-        if pausing is not None:
-            if step >= Relief.PAUSE:
-                pausing.clear()
-            else:
-                pausing.set()
-        if step is Relief.CUT:
-            self._cut_largest(sizes)
-        return step
-
-    def _cut_largest(self, sizes: list[tuple[int, Stream]]) -> None:
-        """Cut the stream that holds most, among those that wait for their client."""
-        stalled = [pair for pair in sizes if pair[1].meter.waiting_for == "client"]
-        if stalled:
-            _, stream = max(stalled, key=lambda pair: pair[0])
-            self.memory_cuts += 1
-            stream.cut_for_memory()
 
     def levels(self) -> dict[str, Any]:
         """The totals that ``/debug/streams`` shows."""

@@ -49,14 +49,23 @@ class _Quiet(Exception):
 class Connection(Link):
     """A link that speaks HTTP/1.1."""
 
-    __slots__ = ("_cut", "_served", "codec", "host", "task")
+    __slots__ = ("_cut", "_served", "codec", "host", "operator", "task")
 
     codec: ServerCodec
     task: asyncio.Task[None]
 
-    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop, accepted: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        loop: asyncio.AbstractEventLoop,
+        accepted: socket.socket | None = None,
+        *,
+        operator: bool = False,
+    ) -> None:
+        """``operator``: it came in where only the operator comes in (``settings.admin``)."""
         super().__init__(host.settings, loop, accepted)
         self.host = host
+        self.operator = operator
         self._served = 0
         self._cut: Callable[[], None] | None = None
 

@@ -140,15 +140,16 @@ def listen(settings: Settings) -> list[socket.socket]:
     """Listening sockets for the settings' address. Raises OSError with a message that names the address."""
     if settings.uds is not None:
         return [_listen_unix(settings.uds, settings.backlog)]
-    where = f"{settings.host}:{settings.port}"
+    return _listen_tcp(settings.host, settings.port, settings.backlog)
+
+
+def _listen_tcp(host: str, port: int, backlog: int) -> list[socket.socket]:
+    where = f"{host}:{port}"
     try:
-        addresses = socket.getaddrinfo(
-            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise OSError(f"cannot listen on {where}: {error.strerror}") from error
     sockets: list[socket.socket] = []
-    port = settings.port
     for family, kind, proto, _, address in dict.fromkeys(addresses):
         sock = socket.socket(family, kind, proto)
         try:
@@ -156,7 +157,7 @@ def listen(settings: Settings) -> list[socket.socket]:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind((address[0], port, *address[2:]))
-            sock.listen(settings.backlog)
+            sock.listen(backlog)
         except OSError as error:
             sock.close()
             for other in sockets:
@@ -166,6 +167,12 @@ def listen(settings: Settings) -> list[socket.socket]:
         port = port or sock.getsockname()[1]
         sockets.append(sock)
     return sockets
+
+
+def listen_at(address: str, backlog: int) -> list[socket.socket]:
+    """Listening sockets for ``HOST:PORT``. Raises OSError with a message that names the address."""
+    host, _, port = address.rpartition(":")
+    return _listen_tcp(host.removeprefix("[").removesuffix("]"), int(port), backlog)
 
 
 def _listen_unix(path: str, backlog: int) -> socket.socket:

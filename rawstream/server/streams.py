@@ -244,6 +244,9 @@ class Streams:
         totals = self.totals
         totals.tokens += meter.tokens
         totals.delivered += record.delivered
+        totals.waiting["source"] += source
+        totals.waiting["client"] += by_client
+        totals.waiting["network"] += by_network
         totals.bytes += meter.bytes
         totals.outcomes[outcome.value] += 1
         for observer in self.observers:

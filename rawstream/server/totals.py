@@ -24,10 +24,12 @@ ENDED_BY: Final = {
 class Totals:
     """Counts over all streams that have ended."""
 
-    __slots__ = ("bytes", "delivered", "outcomes", "tokens")
+    __slots__ = ("bytes", "delivered", "outcomes", "tokens", "waiting")
 
     def __init__(self) -> None:
         self.tokens = 0
         self.delivered = 0
         self.bytes = 0
+        self.waiting = {"source": 0.0, "client": 0.0, "network": 0.0}
+        """Seconds waited, by whom for."""
         self.outcomes: dict[str, int] = {outcome.value: 0 for outcome in Outcome}

@@ -59,8 +59,8 @@ async def test_each_step_has_its_mark_and_is_undone_below_it(loop_kind: str) -> 
 
         def limit(buffered: float) -> Relief:
             """Look at the memory under a limit of so many bytes."""
-            app.settings = dataclasses.replace(settings, max_buffered_bytes=max(1, int(buffered)))
-            return app.relieve_memory()
+            app.governor.settings = dataclasses.replace(settings, max_buffered_bytes=max(1, int(buffered)))
+            return app.governor.relieve()
 
         def talk(mock: dict[str, Any], rcvbuf: int | None = None) -> Client:
             client = cleanup.enter_context(Client(server.port, rcvbuf=rcvbuf))
@@ -92,7 +92,7 @@ async def test_each_step_has_its_mark_and_is_undone_below_it(loop_kind: str) -> 
         assert limit(buffered / 1.3) is Relief.CUT
         await until(lambda: ends.records)
         assert [record.outcome for record in ends.records] == ["client_stalled"]
-        assert app.memory_cuts == 1
+        assert app.governor.cuts == 1
         assert "buffered" in (ends.records[0].detail or "")
         assert len(app.streams) == 2, "one is enough for this look"
 

@@ -23,7 +23,7 @@ from rawstream.errors import BadRequest, ClientStalled, TooManyStreams
 from rawstream.flow.interrupt import Interruption
 from rawstream.flow.kernel import TcpInfo, tcp_info
 from rawstream.flow.watch import Finding, StreamWatch
-from rawstream.server.endpoints.operations import require_loopback
+from rawstream.server.endpoints.operations import require_operator
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
 from rawstream.server.stream import Stream
@@ -46,7 +46,9 @@ def require_own_origin(exchange: Exchange) -> None:
     A page of somebody else's cannot reach us through the user's browser: its ``Origin`` is its own (RFC 6454 §7),
     and a name of its own that was made to point here ("DNS rebinding") shows in ``Host``.
     """
-    require_loopback(exchange)
+    require_operator(exchange)
+    if exchange.connection.operator:
+        return
     host = (exchange.head.header("host") or "").lower()
     if not _is_local(host):
         raise BadRequest("this is answered under a loopback address or 'localhost' only", status=403, code="forbidden")

@@ -1,9 +1,9 @@
-"""What an operator asks: is it alive, is it ready, what flows where; and stopping one stream."""
+"""What an operator asks: is it alive, is it ready, what flows where."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
 
@@ -11,8 +11,18 @@ import msgspec
 
 from rawstream.errors import BadRequest
 from rawstream.server.exchange import Exchange
+from rawstream.server.metrics import CONTENT_TYPE
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
+
+
+def require_operator(exchange: Exchange) -> None:
+    """Raise 403 unless the operator asks: on the admin port where there is one, else from this machine."""
+    if exchange.connection.operator:
+        return
+    if exchange.connection.settings.admin is not None:
+        raise BadRequest("this is answered on the admin port only", status=403, code="forbidden")
+    require_loopback(exchange)
 
 
 def require_loopback(exchange: Exchange) -> None:
@@ -25,17 +35,24 @@ def require_loopback(exchange: Exchange) -> None:
 class OperationsEndpoints:
     """The handlers, over the registry of streams and what the server says of itself."""
 
-    def __init__(self, streams: Streams, *, ready: Callable[[], bool], levels: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        *,
+        ready: Callable[[], bool],
+        levels: Callable[[], dict[str, Any]],
+        metrics: Callable[[], Coroutine[Any, Any, bytes]],
+    ) -> None:
         self.streams = streams
+        self._metrics = metrics
         self._ready = ready
         self._levels = levels
 
     def register(self, router: Router) -> None:
         router.add("GET", "/healthz", self.healthz)
         router.add("GET", "/readyz", self.readyz)
-        router.add("GET", "/streams/{id}", self.stream)
-        router.add("POST", "/streams/{id}/stop", self.stop)
         router.add("GET", "/debug/streams", self.debug_streams)
+        router.add("GET", "/metrics", self.metrics)
 
     async def healthz(self, exchange: Exchange) -> None:
         await exchange.respond_json(b'{"status": "alive"}')
@@ -46,21 +63,14 @@ class OperationsEndpoints:
         else:
             await exchange.respond_json(b'{"status": "draining"}', 503)
 
-    async def stream(self, exchange: Exchange) -> None:
-        """One stream's state, for whoever has its (secret) id."""
-        stream = self.streams.find(exchange.param("id"))
-        if stream is None:
-            raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
-        await exchange.respond_json(msgspec.json.encode(stream.snapshot(monotonic())))
-
-    async def stop(self, exchange: Exchange) -> None:
-        """Stop a stream for everybody. 202: it is being stopped; 404: it does not run (any more)."""
-        if not self.streams.stop(exchange.param("id")):
-            raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
-        await exchange.respond_json(b'{"status": "stopping"}', 202)
-
     async def debug_streams(self, exchange: Exchange) -> None:
-        require_loopback(exchange)
+        require_operator(exchange)
         now = monotonic()
         streams = [stream.snapshot(now) for stream in self.streams]
         await exchange.respond_json(msgspec.json.encode({"streams": streams, "totals": self._levels()}))
+
+    async def metrics(self, exchange: Exchange) -> None:
+        """For Prometheus."""
+        require_operator(exchange)
+        body = await self._metrics()
+        await exchange.respond(200, [("content-type", CONTENT_TYPE), ("cache-control", "no-store")], body)
