@@ -62,11 +62,17 @@ _OPENAI: Final = (
     "exact",
     "exact",
 )
-_LANGCHAIN: Final = (*_OPENAI[:4], "OpenAIConnectionError", *_OPENAI[5:])
+_LANGCHAIN: Final = (
+    *_OPENAI[:2],
+    "OpenAIModelNotFoundError, OpenAIAPIError; asked once",
+    _OPENAI[3],
+    "OpenAIConnectionError",
+    *_OPENAI[5:],
+)
 _EVENTS: Final = (
     "whole",
     "upstream stops",
-    "HTTPStatusError, HTTPStatusError; asked once",
+    "HTTPStatusError; asked once",
     "error event, RemoteProtocolError",
     "RemoteProtocolError or ReadError",
     "cannot tell: no [DONE]",
@@ -75,7 +81,7 @@ _EVENTS: Final = (
 )
 _OURS: Final = (
     "upstream stops",
-    "StreamRefused, StreamRefused; asked once",
+    "StreamRefused; asked once",
     "StreamError",
     "StreamError",
     "StreamError",
@@ -97,7 +103,7 @@ _ALL: Final = (
         "/chat",
         "whole",
         "upstream stops",
-        "HTTPError, HTTPError; asked once",
+        "HTTPError; asked once",
         "error event, ChunkedEncodingError",
         "ChunkedEncodingError",
         "cannot tell: no [DONE]",
@@ -109,7 +115,7 @@ _ALL: Final = (
         "/text",
         "whole",
         "upstream stops",
-        "HTTPStatusError, HTTPStatusError; asked once",
+        "HTTPStatusError; asked once",
         "RemoteProtocolError",
         "RemoteProtocolError or ReadError",
         "cannot tell: plain text has no end",
