@@ -211,18 +211,16 @@ class Through:
 
 def record(name: str, truth: Truth, seen: Seen) -> None:
     """Write down what was seen, for the table."""
-    path = os.environ.get(TABLE)
-    if path:
-        cells = {
-            "row": truth.row,
-            "model": name,
-            "asked": f"{name}:{truth.ask}" if truth.ask else name,
-            "path": seen.path,
-            "client": truth.client() if truth.tokens == ALL and seen.done and seen.reply.whole else seen.client(),
-            "log": f"`{seen.outcome}`",
-            "pool": "kept" if seen.kept else "closed",
-        }
-        with Path(path).open("a", encoding="utf-8") as file:
+    client = truth.client() if truth.tokens == ALL and seen.done and seen.reply.whole else seen.client()
+    write_row(name, seen.path, client, seen.outcome, "kept" if seen.kept else "closed")
+
+
+def write_row(name: str, path: str, client: str, outcome: str, pool: str) -> None:
+    """One sight of one fault: what the client, the log and the pool saw."""
+    file_name = os.environ.get(TABLE)
+    if file_name:
+        cells = {"model": name, "path": path, "client": client, "log": f"`{outcome}`", "pool": pool}
+        with Path(file_name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(cells, ensure_ascii=False) + "\n")
 
 
