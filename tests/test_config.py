@@ -303,6 +303,27 @@ def test_upstreams_are_read_from_the_file(tmp_path: Path) -> None:
     assert "sk-cloud" not in repr(loaded)
 
 
+def readme_file() -> str:
+    """The README's example of a file."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(# rawstream\.toml\n.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    return str(block)
+
+
+def test_the_readmes_file_is_taken_and_its_table_of_keys_is_whole(tmp_path: Path) -> None:
+    settings = config.load({}, {"CLOUD_API_KEY": "sk-cloud"}, written(tmp_path, readme_file())).settings
+    assert [(upstream.name, upstream.models, upstream.weight) for upstream in settings.upstreams] == [
+        ("local", ("qwen3-8b", "llama-*"), 1.0),
+        ("second", ("qwen3-8b",), 0.5),
+        ("cloud", ("*",), 1.0),
+    ]
+    assert settings.upstreams[2].api_key == "sk-cloud"
+    section = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = section.partition("### Several upstreams")[2].partition("\n### ")[0].splitlines()
+    told = {key for row in rows if row.startswith("| `") for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert told == {field.name for field in dataclasses.fields(UpstreamSettings)} | {"api_key_env", "api_key_file"}
+
+
 def test_a_key_may_stand_in_a_file_beside_the_settings(tmp_path: Path) -> None:
     """``api_key_file`` is relative to the file that names it; the line's end is not a part of the key."""
     (tmp_path / "cloud.key").write_text("sk-filed\n")
