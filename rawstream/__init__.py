@@ -4,12 +4,13 @@ from rawstream.answers import StreamError, StreamEvent, StreamRefused
 from rawstream.api import Server
 from rawstream.client import EventStream, stream
 from rawstream.errors import RawstreamError
-from rawstream.model import Request, Token
+from rawstream.model import DataPart, Request, Token
 from rawstream.settings import Settings
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DataPart",
     "EventStream",
     "RawstreamError",
     "Request",

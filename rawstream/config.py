@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from rawstream import config_file
 from rawstream.config_file import TomlFile
-from rawstream.config_upstreams import did_you_mean, read_upstreams
+from rawstream.config_upstreams import did_you_mean, read_upstreams, unusable
 from rawstream.config_values import parse_bytes, parse_count, parse_flag, parse_ratio, parse_seconds, read_value
 from rawstream.errors import SettingsError
 from rawstream.settings import FIELDS, Settings, faults
@@ -162,6 +162,8 @@ class _Reading:
         """The settings; None when something is wrong, all of which is in ``problems`` then."""
         defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
         for message in faults({**defaults, **self._values}):
+            self.problems.append(self._blame(message))
+        for message in unusable(self._values):
             self.problems.append(self._blame(message))
         return None if self.problems else Settings(**self._values)
 

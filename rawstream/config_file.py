@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -25,7 +26,6 @@ class TomlFile(NamedTuple):
     path: str
     table: dict[str, Any]
     lines: dict[KeyPath, int]
-    last_line: int
 
     def line(self, path: KeyPath) -> int:
         """The line where this begins; of what it is in, where it has none of its own. Counted from 1."""
@@ -52,12 +52,12 @@ def read(path: str) -> TomlFile:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         found = _AT_LINE.search(str(error))
-        line = int(found[1]) if found else text.rstrip("\n").count("\n") + 1
+        # What is never closed is noticed at the end: its beginning says more.
+        line = int(found[1]) if found else next((at for at, _, taken in _pieces(text.split("\n")) if taken is None), 1)
         raise SettingsError(f"{path}:{line}: is not TOML: {_AT_LINE.sub('', str(error))}") from None
     except RecursionError:
         raise SettingsError(f"{path}: is not TOML that anybody would write: it is nested too deeply") from None
-    lines = text.split("\n")
-    return TomlFile(path, table, lines_of(lines), len(lines))
+    return TomlFile(path, table, lines_of(text.split("\n")))
 
 
 def lines_of(lines: list[str]) -> dict[KeyPath, int]:
@@ -65,18 +65,10 @@ def lines_of(lines: list[str]) -> dict[KeyPath, int]:
     found: dict[KeyPath, int] = {}
     tables: dict[KeyPath, int] = {}  # how many tables an array of tables has so far
     inside: KeyPath = ()
-    piece: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        piece.append(line)
-        try:
-            statement = tomllib.loads("\n".join(piece) + "\n")
-        except tomllib.TOMLDecodeError:
-            continue
-        begin = number - len(piece) + 1
-        is_header = piece[0].lstrip().startswith("[")
-        piece.clear()
+    for begin, first_line, statement in _pieces(lines):
         if not statement:
             continue
+        is_header = first_line.lstrip().startswith("[")
         if is_header:
             inside = _header(statement, tables)
             found.setdefault(inside, begin)
@@ -88,6 +80,21 @@ def lines_of(lines: list[str]) -> dict[KeyPath, int]:
                 path, here = (*path, key), here[key]
                 found.setdefault(path, begin)
     return found
+
+
+def _pieces(lines: list[str]) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+    """Each statement: the line where it begins, that line, and what it holds; None: it never ends."""
+    piece: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        piece.append(line)
+        try:
+            statement = tomllib.loads("\n".join(piece) + "\n")
+        except tomllib.TOMLDecodeError:
+            continue
+        yield number - len(piece) + 1, piece[0], statement
+        piece.clear()
+    if piece:
+        yield len(lines) - len(piece) + 1, piece[0], None
 
 
 def _header(statement: dict[str, Any], tables: dict[KeyPath, int]) -> KeyPath:

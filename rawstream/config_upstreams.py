@@ -7,7 +7,7 @@ Rule 2: paths are relative to the file that names them.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -71,6 +71,29 @@ def read_upstreams(
     return tuple(upstreams), faults
 
 
+def url_fault(url: str) -> str | None:
+    """Why this cannot be an upstream's URL; None: it can. Never repeats it: it may hold a password."""
+    try:
+        origin_of(urlsplit(url))
+    except MisuseError as error:
+        return str(error)
+    except ValueError:
+        return "is not a URL"
+    return None
+
+
+def unusable(values: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with ``upstream`` and ``upstream_ca``, beyond what ``settings.faults`` can see."""
+    if values.get("upstream") is not None and (said := url_fault(values["upstream"])) is not None:
+        yield f"upstream: {said}"
+    used = values.get("upstream") or values.get("upstreams")
+    if used and values.get("upstream_ca") is not None:
+        try:
+            tls_context(values["upstream_ca"])
+        except SettingsError as error:
+            yield str(error)
+
+
 class _Table:
     """One table being read."""
 
@@ -103,7 +126,8 @@ class _Table:
         for key, message in upstream_faults(values):
             if key in values:
                 self.fault(key if key in self._table else self._key_given(), message)
-        self._check_url(values)
+        if "url" in values and (said := url_fault(values["url"])) is not None:
+            self.fault("url", said)
         if "ca" in values:
             values["ca"] = str(self._folder / values["ca"])
             try:
@@ -111,16 +135,6 @@ class _Table:
             except SettingsError as error:
                 self.fault("ca", str(error).removeprefix("upstream_ca: "))
         return None if self.faults else UpstreamSettings(**values)
-
-    def _check_url(self, values: dict[str, Any]) -> None:
-        if "url" not in values:
-            return
-        try:
-            origin_of(urlsplit(values["url"]))
-        except MisuseError as error:
-            self.fault("url", str(error))
-        except ValueError:
-            self.fault("url", "is not a URL")
 
     def _key_given(self) -> str:
         return next((key for key in _KEYS if key in self._table), "api_key")

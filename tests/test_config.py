@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tomllib
 from pathlib import Path
+from typing import Final
 
 import pytest
 from click.testing import CliRunner
@@ -15,8 +17,9 @@ from rawstream import config
 from rawstream.cli import rawstream_command
 from rawstream.cli.options import default_text, seconds_text, size_text
 from rawstream.cli.serve import held_warning, kernel_takes
+from rawstream.config_file import lines_of
 from rawstream.errors import SettingsError
-from rawstream.settings import FIELDS, Settings
+from rawstream.settings import FIELDS, Settings, UpstreamSettings
 
 
 def written(folder: Path, text: str) -> str:
@@ -244,6 +247,226 @@ def test_a_secret_is_never_said() -> None:
     settings = config.load({"upstream_api_key": "sk-hidden"}, {}).settings
     assert settings.upstream_api_key == "sk-hidden"
     assert "sk-hidden" not in repr(settings)
+
+
+# --- the lines of a file ------------------------------------------------------------------------------------
+
+
+def problems(folder: Path, text: str, environ: dict[str, str] | None = None) -> list[str]:
+    """What is wrong with a file, each without the folder's name."""
+    file = written(folder, text)
+    examined = config.examine({}, environ or {}, file)
+    assert (examined.loaded is None) == bool(examined.problems)
+    return [problem.replace(str(folder) + "/", "") for problem in examined.problems]
+
+
+GOOD: Final = """\
+port = 8080
+
+[[upstreams]]
+name = "local"
+url = "http://127.0.0.1:9301/v1"
+
+[[upstreams]]
+name = "cloud.2"
+url = "https://api.example.com/v1"
+models = [
+    "gpt-*",  # whatever begins so
+    "o3",
+]
+model = "gpt-x"
+api_key_env = "CLOUD_KEY"
+weight = 0.5
+connect_timeout = "2s"
+first_token_timeout = 30
+idle_timeout = "500ms"
+"""
+
+
+def test_upstreams_are_read_from_the_file(tmp_path: Path) -> None:
+    """Every key of a table, each written as settings are; what is not given is the global setting's."""
+    loaded = config.load({}, {"CLOUD_KEY": "sk-cloud"}, written(tmp_path, GOOD))
+    assert loaded.settings.upstreams == (
+        UpstreamSettings(name="local", url="http://127.0.0.1:9301/v1"),
+        UpstreamSettings(
+            name="cloud.2",
+            url="https://api.example.com/v1",
+            models=("gpt-*", "o3"),
+            model="gpt-x",
+            api_key="sk-cloud",
+            weight=0.5,
+            connect_timeout=2.0,
+            first_token_timeout=30.0,
+            idle_timeout=0.5,
+        ),
+    )
+    assert "sk-cloud" not in repr(loaded)
+
+
+def readme_file() -> str:
+    """The README's example of a file."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(# rawstream\.toml\n.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    return str(block)
+
+
+def test_the_readmes_file_is_taken_and_its_table_of_keys_is_whole(tmp_path: Path) -> None:
+    settings = config.load({}, {"CLOUD_API_KEY": "sk-cloud"}, written(tmp_path, readme_file())).settings
+    assert [(upstream.name, upstream.models, upstream.weight) for upstream in settings.upstreams] == [
+        ("local", ("qwen3-8b", "llama-*"), 1.0),
+        ("second", ("qwen3-8b",), 0.5),
+        ("cloud", ("*",), 1.0),
+    ]
+    assert settings.upstreams[2].api_key == "sk-cloud"
+    section = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = section.partition("### Several upstreams")[2].partition("\n### ")[0].splitlines()
+    told = {key for row in rows if row.startswith("| `") for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert told == {field.name for field in dataclasses.fields(UpstreamSettings)} | {"api_key_env", "api_key_file"}
+
+
+def test_a_key_may_stand_in_a_file_beside_the_settings(tmp_path: Path) -> None:
+    """``api_key_file`` is relative to the file that names it; the line's end is not a part of the key."""
+    (tmp_path / "cloud.key").write_text("sk-filed\n")
+    text = '[[upstreams]]\nname = "a"\nurl = "http://h/v1"\napi_key_file = "cloud.key"\n'
+    assert config.load({}, {}, written(tmp_path, text)).settings.upstreams[0].api_key == "sk-filed"
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ('url = "ftp://x"', "5: upstreams[0].url: the URL must begin with http:// or https:// and name a host"),
+        ('url = "http://u:pw@x/v1"', "5: upstreams[0].url: the URL must not hold a user name or a password"),
+        ("url = 3", "5: upstreams[0].url: the value is not text: put it in quotes"),
+        ('name = "a b"', "5: upstreams[0].name: must be 1 to 64 letters, digits, '.', '_' or '-', not 'a b'"),
+        ("models = []", "5: upstreams[0].models: must name at least one model, and no empty one"),
+        ('models = ["a", 1]', """5: upstreams[0].models: ['a', 1] must be a list of names: ["one", "other*"]"""),
+        ('models = "a"', """5: upstreams[0].models: 'a' must be a list of names: ["one", "other*"]"""),
+        ("weight = -1", "5: upstreams[0].weight: must be 0 or more, not -1.0"),
+        ("weight = nan", "5: upstreams[0].weight: must be 0 or more, not nan"),
+        ("weight = true", "5: upstreams[0].weight: True is not a number"),
+        ("idle_timeout = 0", "5: upstreams[0].idle_timeout: must be more than 0, not 0.0"),
+        ('idle_timeout = "soon"', "5: upstreams[0].idle_timeout: 'soon' is not a time: write seconds as 30, "
+            "1.5 or 30s, or 500ms, 5m, 1h"),
+        ("wieght = 1", "5: upstreams[0].wieght: there is no such key; did you mean weight?"),
+        ('ca = "none.pem"', "5: upstreams[0].ca: cannot read certificates from '{folder}/none.pem': "
+            "No such file or directory"),
+        ('api_key = "sk-se cret"', "5: upstreams[0].api_key: must be visible ASCII characters without spaces"),
+        ("api_key = 7", "5: upstreams[0].api_key: the value is not text: put it in quotes"),
+        ('api_key_env = "NO_SUCH"', "5: upstreams[0].api_key_env: the environment has no variable of the name "
+            "'NO_SUCH'"),
+        ('api_key_env = "sk-secret"', "5: upstreams[0].api_key_env: the environment has no variable of that name"),
+        ('api_key_env = "BAD"', "5: upstreams[0].api_key_env: must be visible ASCII characters without spaces"),
+        ('api_key_file = "no.key"', "5: upstreams[0].api_key_file: cannot read no.key: No such file or directory"),
+        ('api_key = "a"\napi_key_env = "B"', "6: upstreams[0].api_key_env: excludes api_key: there is one key"),
+        ("[upstreams.more]\na = 1", "5: upstreams[0].more: there is no such key; did you mean model?"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_an_upstream_is_said_with_its_line(tmp_path: Path, keys: str, says: str) -> None:
+    """The file, the line, which upstream, which key; never a key's value, nor what may hold one."""
+    given = keys.partition(" = ")[0]
+    others = {"name": 'name = "a"', "url": 'url = "http://h/v1"'}
+    rest = [line for key, line in others.items() if key != given]
+    text = "[[upstreams]]\n" + "\n".join(rest) + "\n# more\n" + "\n" * (2 - len(rest)) + keys + "\n"
+    found = problems(tmp_path, text, {"BAD": "sk-se\ncret"})
+    assert found == ["rawstream.toml:" + says.replace("{folder}/", "")]
+    assert "cret" not in says
+
+
+def test_everything_that_is_wrong_is_said_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = """\
+port = 8.5
+stall_timuot = 3
+notes = \"\"\"
+[[upstreams]]
+\"\"\"
+heartbeat = [
+  1,
+  2,
+]
+
+[[upstreams]]
+name = "one"
+url = "http://one/v1"
+
+[[upstreams]]
+name = "one"
+models = [
+  "x",
+  "",
+]
+"""
+    assert problems(tmp_path, text) == [
+        "rawstream.toml:1: port: 8.5 is not a whole number",
+        "rawstream.toml:2: there is no setting 'stall_timuot'; did you mean stall_timeout?",
+        "rawstream.toml:3: there is no setting 'notes'",
+        "rawstream.toml:6: heartbeat: [1, 2] is not a number",
+        "rawstream.toml:15: upstreams[1]: url is missing",
+        "rawstream.toml:17: upstreams[1].models: must name at least one model, and no empty one",
+    ]
+    with pytest.raises(SettingsError) as caught:
+        config.load({}, {}, str(tmp_path / "rawstream.toml"))
+    assert len(str(caught.value).splitlines()) == 6
+
+
+def test_two_upstreams_of_one_name_are_refused(tmp_path: Path) -> None:
+    text = '[[upstreams]]\nname = "a"\nurl = "http://h/v1"\n' * 2
+    assert problems(tmp_path, text) == ["rawstream.toml:5: upstreams[1].name: 'a' is the name of upstreams[0] already"]
+    upstream = UpstreamSettings(name="a", url="http://h/v1")
+    with pytest.raises(ValueError, match="two are called 'a'"):
+        Settings(upstreams=(upstream, upstream))
+
+
+@pytest.mark.parametrize("text", ["upstreams = 3", 'upstreams = ["http://x"]', "[upstreams]\nurl = 'x'"])
+def test_upstreams_that_are_no_tables_are_refused(tmp_path: Path, text: str) -> None:
+    (said,) = problems(tmp_path, text)
+    assert said == "rawstream.toml:1: upstreams: must be tables: write [[upstreams]] above the keys of each"
+
+
+def test_tokens_come_from_one_place(tmp_path: Path) -> None:
+    """``--upstream`` or ``source`` beside ``[[upstreams]]`` is refused, and so is a key that would go to nobody."""
+    file = written(tmp_path, '\n[[upstreams]]\nname = "a"\nurl = "http://h/v1"\n')
+    for name, value in (("upstream", "http://x/v1"), ("source", "a:b")):
+        assert failure({name: value}, {}, file) == (
+            f"{name} and upstreams exclude each other: tokens come from one place "
+            f"(upstreams is from {file}:2, {name} is from --{name})"
+        )
+    assert "upstream_api_key goes with upstream" in failure({}, {"RAWSTREAM_UPSTREAM_API_KEY": "sk-x"}, file)
+
+
+def test_a_file_that_is_not_toml_is_said_with_its_line(tmp_path: Path) -> None:
+    (said,) = problems(tmp_path, "port = 1\nhost = 'a\nlab = true\n")
+    assert said.startswith("rawstream.toml:2: is not TOML: ")
+    (tmp_path / "rawstream.toml").write_bytes(b"port = 1\n\nhost = '\xff'\n")
+    assert config.examine({}, {}, str(tmp_path / "rawstream.toml")).problems == [
+        f"{tmp_path}/rawstream.toml:3: is not TOML: it is not UTF-8"
+    ]
+
+
+_VALUES = st.sampled_from(
+    ["1", "'x'", "[\n 1,\n\n 2 ]", '"""\na = 1\n[b]\n"""', "{ a = 1, b = 2 }", "[ [1],\n# no\n [2] ]", "1979-05-27"]
+)
+_BETWEEN = st.sampled_from(["", "\n", "# a comment = 1\n", "\n\n  # [x]\n"])
+
+
+@given(st.lists(st.tuples(_BETWEEN, st.sampled_from(["", "[t{}]\n", "[[many]]\n"]), _VALUES), max_size=12))
+def test_every_key_knows_the_line_where_it_begins(entries: list[tuple[str, str, str]]) -> None:
+    """Whatever stands before it: values of many lines, comments, tables, text that looks like TOML."""
+    text = ""
+    expected: dict[tuple[str | int, ...], int] = {}
+    inside: tuple[str | int, ...] = ()
+    many = 0
+    for index, (between, header, value) in enumerate(entries):
+        text += between
+        if header:
+            inside = ("many", many) if "many" in header else (f"t{index}",)
+            many += "many" in header
+            expected[inside] = text.count("\n") + 1
+            text += header.format(index)
+        expected[(*inside, f"k{index}")] = text.count("\n") + 1
+        text += f"k{index} = {value}\n"
+    tomllib.loads(text)
+    found = lines_of(text.split("\n"))
+    assert {path: found[path] for path in expected} == expected
 
 
 # --- the page that explains them ----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import collections
 import contextlib
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final
 
@@ -98,6 +98,7 @@ class ChaosUpstream:
         self._requests = 0
         self._generations: collections.deque[Generation] = collections.deque(maxlen=_REMEMBERED)
         self._running = 0
+        self._changed = asyncio.Event()
         self._failures: collections.Counter[str] = collections.Counter()
         self.port = 0
         """Where it listens, once it does."""
@@ -164,6 +165,16 @@ class ChaosUpstream:
             "generations": [generation.shown() for generation in self._generations],
         }
 
+    async def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The state, as soon as it is as ``wanted``. It is looked at whenever a connection or an answer begins or ends.
+
+        Cancelling is safe.
+        """
+        while not wanted(state := self.state()):
+            self._changed.clear()
+            await self._changed.wait()
+        return state
+
     # --- connections
 
     async def _connected(self, peer: Peer) -> None:
@@ -171,6 +182,7 @@ class ChaosUpstream:
         assert task is not None
         self._connections.add(task)
         self._accepted += 1
+        self._changed.set()
         try:
             # The other side's going is what most of this is about: not worth a word.
             with contextlib.suppress(ConnectionError, ClientError, ssl.SSLError):
@@ -181,6 +193,7 @@ class ChaosUpstream:
         finally:
             peer.writer.transport.abort()
             self._connections.discard(task)
+            self._changed.set()
 
     async def _serve(self, peer: Peer) -> None:
         """Request after request, until one costs the connection."""
@@ -234,6 +247,7 @@ class ChaosUpstream:
         """Play an answer to its end, or until its client leaves."""
         self._generations.append(generation)
         self._running += 1
+        self._changed.set()
         name = play.asked.model.name
 
         async def player() -> None:
@@ -255,6 +269,7 @@ class ChaosUpstream:
             if play.failed:
                 self._failures[play.asked.text] += 1
             generation.end()
+            self._changed.set()
         if not playing.cancelled():
             playing.result()
 

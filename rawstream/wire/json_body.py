@@ -174,7 +174,7 @@ def check_count(value: Any, name: str, most: int | None = None) -> int | None:
 def from_query(query: str) -> Request:
     """The same fields from a query string (without its '?'), for ``GET /stream`` and ``/text``. Raises BadRequest.
 
-    ``prompt``, ``model`` and ``user`` are text as they stand; ``max_tokens`` is a number; ``messages`` and
+    ``prompt``, ``model``, ``user`` and ``stop`` (but for a list) are text as they stand; ``max_tokens`` is a number; ``messages`` and
     ``mock`` are JSON. In all other fields whatever reads as a JSON object, list, number or literal is taken
     for one (``temperature=0.5``), anything else for text. Of a repeated field the last one counts.
     """
@@ -194,6 +194,8 @@ def _from_text(name: str, text: str) -> Any:
     if name == "mock":
         return decode_object(text.encode(), "mock")
     first = text.lstrip()[:1]
+    if name == "stop" and first != "[":
+        return text
     if name == "messages" or first in ("{", "["):
         return decode_value(text.encode(), name)
     if name == "max_tokens" and not (text.isdecimal() and text.isascii() and len(text) <= _MAX_DIGITS):

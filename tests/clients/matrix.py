@@ -19,8 +19,8 @@ import pytest
 COLUMNS: Final[Mapping[str, str]] = {
     "full stream": "every token, in order; the end is seen as the end; usage where the client has a place for it",
     "cancel": "the client's own way to leave in mid-stream, and the upstream's generation has ended",
-    "error before": "a failure before the commit point is a status: the client's own error, with our words and code; "
-    "the client does not ask again where we said that it is of no use",
+    "error before": "a failure before the commit point is a status, and the client's own error with our words and code; "
+    "and how often it asked, where we had said that more is of no use",
     "error after": "a failure in mid-stream: the tokens until then, and then the client notices",
     "cut": "the connection is lost in mid-stream without any error event: never taken for the end",
     "ended early": "something on the way turns a cut into a clean end of the body: only the terminal event is missing",
@@ -62,11 +62,17 @@ _OPENAI: Final = (
     "exact",
     "exact",
 )
-_LANGCHAIN: Final = (*_OPENAI[:4], "OpenAIConnectionError", *_OPENAI[5:])
+_LANGCHAIN: Final = (
+    *_OPENAI[:2],
+    "OpenAIModelNotFoundError, OpenAIAPIError; asked once",
+    _OPENAI[3],
+    "OpenAIConnectionError",
+    *_OPENAI[5:],
+)
 _EVENTS: Final = (
     "whole",
     "upstream stops",
-    "HTTPStatusError, HTTPStatusError; asked once",
+    "HTTPStatusError; asked once",
     "error event, RemoteProtocolError",
     "RemoteProtocolError or ReadError",
     "cannot tell: no [DONE]",
@@ -75,7 +81,7 @@ _EVENTS: Final = (
 )
 _OURS: Final = (
     "upstream stops",
-    "StreamRefused, StreamRefused; asked once",
+    "StreamRefused; asked once",
     "StreamError",
     "StreamError",
     "StreamError",
@@ -97,7 +103,7 @@ _ALL: Final = (
         "/chat",
         "whole",
         "upstream stops",
-        "HTTPError, HTTPError; asked once",
+        "HTTPError; asked once",
         "error event, ChunkedEncodingError",
         "ChunkedEncodingError",
         "cannot tell: no [DONE]",
@@ -109,11 +115,11 @@ _ALL: Final = (
         "/text",
         "whole",
         "upstream stops",
-        "HTTPStatusError, HTTPStatusError; asked once",
+        "HTTPStatusError; asked once",
         "RemoteProtocolError",
         "RemoteProtocolError or ReadError",
         "cannot tell: plain text has no end",
-        "exact",
+        "exact (plain text has no heartbeats)",
         "exact",
     ),
     _row("rawstream.stream, POST", "/chat", "whole", *_OURS),

@@ -379,6 +379,8 @@ class Requests(SyncClient):
     def pieces(self, ask: Ask) -> Generator[Piece, None, None]:
         with requests.Session() as session:
             with session.post(f"{ask.url}/chat", json=ask.body, stream=True, timeout=TIMEOUT) as response:
+                if not response.ok:
+                    _ = response.content  # or it is not there when the session is closed
                 response.raise_for_status()
                 for line in response.iter_lines(decode_unicode=True):
                     if line.startswith("data: "):

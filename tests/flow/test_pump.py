@@ -590,9 +590,9 @@ async def test_a_heartbeat_may_come_before_the_first_token_and_commits() -> None
     source = Counted(silent)
     task = bench.start(source.tokens())
     await until(lambda: bench.meter.waiting_for == "source", "the source is waited for")
-    assert not bench.delivery.committed
+    assert not bench.meter.is_committed()
     assert bench.delivery.heartbeat()
-    assert bench.delivery.committed
+    assert bench.meter.is_committed()
     assert bench.response.log == [("start", b""), ("write", b"<~")]
     assert bench.meter.first_write_at is None  # it is no token
     assert bench.delivery.heartbeat()

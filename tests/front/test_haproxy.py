@@ -83,5 +83,6 @@ def test_with_httpclose_a_cut_is_still_a_cut() -> None:
         assert (reply.header("transfer-encoding"), reply.header("connection")) == ("chunked", "close")
         client.until(b"t1.")
         server.process.kill()
+        server.wait()
         with pytest.raises(EOFError):
             client.until(b"no such token")

@@ -80,6 +80,24 @@ def test_as_debian_ships_it_bodies_of_more_than_a_megabyte_are_refused(shipped: 
         assert client.head().status == 413
 
 
+@pytest.mark.parametrize("request_buffering", ["on", "off"])
+def test_our_own_refusal_of_a_body_passes_while_nginx_still_sends_it(
+    server: ServerProcess, request_buffering: str
+) -> None:
+    """A 413 that is followed by a reset would be nginx's 502."""
+    limit = f"client_max_body_size 20m; proxy_request_buffering {request_buffering};"
+    with Nginx(change(nginx_readme(), ("client_max_body_size", limit)), server.port) as front:
+        for _ in range(5):
+            with raw.Client(front.port) as client:
+                client.try_send(asking("/chat", count=1, padding="a" * 9_000_000))
+                assert client.head().status == 413
+
+
+def test_as_debian_ships_it_everybody_is_let_in(shipped: Nginx) -> None:
+    """The control of ``return 404``: rawstream takes nginx for somebody on this machine, which it is."""
+    assert raw.ask(shipped.port, raw.get("/debug/streams")).status == 200
+
+
 def test_as_debian_ships_it_each_request_is_a_new_connection_to_us(shipped: Nginx, server: ServerProcess) -> None:
     """``keepalive``, ``proxy_http_version 1.1`` and an empty ``Connection`` together keep them."""
     with raw.Client(shipped.port) as client:
@@ -97,6 +115,7 @@ def test_as_debian_ships_it_a_killed_server_looks_like_a_whole_answer() -> None:
             client.send(asking("/text", silence=60)).head()
             client.until(b"t1.")
             server.process.kill()
+            server.wait()
             assert client.body_part() is None, "a clean end"
 
 

@@ -54,7 +54,7 @@ class Clock:
 
 
 class Plain:
-    """A dialect whose frames are easy to tell apart: ``<`` head, text, ``~`` heartbeat, ``!code`` error, ``>`` end, ``.`` stop."""
+    """Frames that are easy to tell apart: ``<`` head, text, ``~`` heartbeat, ``!code`` error, ``>`` end, ``.`` stop."""
 
     name = "plain"
     heartbeat = b"~"

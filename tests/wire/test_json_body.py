@@ -171,6 +171,12 @@ def test_a_prompt_in_a_query_is_text_whatever_it_looks_like() -> None:
     assert from_query("prompt=5").prompt == "5"
 
 
+def test_a_stop_sequence_in_a_query_is_text_and_several_are_a_list() -> None:
+    """Also where it looks like a number or an object."""
+    for text, stop in (("5", "5"), ("{", "{"), ('["a","b"]', ["a", "b"])):
+        assert from_query("prompt=x&stop=" + quote(text)).extra == {"stop": stop}
+
+
 @pytest.mark.parametrize(
     ("query", "reason"),
     [
