@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from rawstream.config_file import KeyPath
 from rawstream.config_values import read_value
 from rawstream.errors import MisuseError, SettingsError
-from rawstream.settings import UpstreamSettings, upstream_faults
+from rawstream.settings.tables import UpstreamSettings, upstream_faults
 from rawstream.sources.http_client import origin_of, tls_context
 
 _UNITS: Final = {

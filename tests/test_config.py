@@ -83,7 +83,7 @@ def test_every_setting_can_be_given_in_each_place(tmp_path: Path) -> None:
     for name, field in FIELDS.items():
         text = "true" if field.metadata["unit"] == "flag" else default_text(field)
         if text is None:
-            text = {"path": "/a", "url": "http://a"}.get(field.metadata["unit"], "a:b")
+            text = {"path": "/a", "url": "http://a"}.get(field.metadata["unit"], "a:1")
         expected = config.parse(name, text, "a test")
         if field.default is not None:
             assert expected == pytest.approx(field.default)

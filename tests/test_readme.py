@@ -137,6 +137,7 @@ def test_every_field_of_the_log_line_stands_in_the_readme() -> None:
         outcome=Outcome.COMPLETED,
         ended_by="source",
         status=200,
+        delivered=0,
         tokens=1,
         bytes=1,
         writes=1,

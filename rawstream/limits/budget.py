@@ -20,21 +20,26 @@ from rawstream.errors import BudgetSpent, LimitReached, RateLimited
 MINUTE: Final = 60.0
 DAY: Final = 86_400.0
 _SHARE: Final = 8
+_FEW: Final = 1024
+"""Windows from which on those that have ended are thrown away now and then."""
 _BLOCK: Final = 256
 """Tokens that a stream asks for at a time."""
 
 
 class Cap(NamedTuple):
-    """So many tokens in so many seconds."""
+    """So many tokens (or requests) in so many seconds."""
 
     tokens: int
     seconds: float
+    what: str = "tokens"
 
     def spent(self, left: float) -> LimitReached:
         """The refusal; ``left`` seconds until the window ends. A day's budget is not worth trying again."""
         if self.seconds > MINUTE:
-            return BudgetSpent(f"the budget of {self.tokens} tokens is spent; it is renewed in {left:.0f} s")
-        return RateLimited(f"{self.tokens} tokens a minute are used up; try again in {left:.0f} s", retry_after=left)
+            return BudgetSpent(f"the budget of {self.tokens} {self.what} is spent; it is renewed in {left:.0f} s")
+        return RateLimited(
+            f"{self.tokens} {self.what} a minute are used up; try again in {left:.0f} s", retry_after=left
+        )
 
 
 class Reservation(NamedTuple):
@@ -82,11 +87,15 @@ class MemoryLedger:
         self._clock = clock
         self._windows: dict[tuple[str, float], _Window] = {}
         self._number = 0
+        self._sweep_at = _FEW
 
     def _window(self, user: str, cap: Cap, now: float) -> _Window:
         key = (user, cap.seconds)
         window = self._windows.get(key)
         if window is None or now >= window.ends:
+            if len(self._windows) >= self._sweep_at:
+                self._windows = {at: one for at, one in self._windows.items() if now < one.ends}
+                self._sweep_at = max(_FEW, 2 * len(self._windows))
             self._number += 1
             window = self._windows[key] = _Window(self._number, now + cap.seconds)
         return window

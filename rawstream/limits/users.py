@@ -15,12 +15,10 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Final
 
-from rawstream.errors import RateLimited, TooManyStreams
+from rawstream.errors import TooManyStreams
 from rawstream.limits.budget import DAY, MINUTE, Cap
-from rawstream.settings import UserSettings
+from rawstream.settings.tables import ANYBODY, UserSettings
 
-ANYBODY: Final = "*"
-"""The name of the user whose limits hold for every name that has none of its own."""
 _MOST_UNNAMED: Final = 10_000
 """Users by a proxy's header that are remembered while nothing of theirs runs."""
 
@@ -56,7 +54,9 @@ class User:
         self.max_streams = settings.max_streams
         self.caps = _caps((settings.tokens_per_minute, MINUTE), (settings.tokens_per_day, DAY))
         """Token budgets; none: as many as there are."""
-        self.request_caps = _caps((settings.requests_per_minute, MINUTE))
+        self.request_caps = (
+            () if settings.requests_per_minute is None else (Cap(settings.requests_per_minute, MINUTE, "requests"),)
+        )
         self.streams = 0
         """Streams, and answers that are not streamed, that run now."""
 
@@ -121,8 +121,3 @@ class Users:
                 self._unnamed = {name: user for name, user in self._unnamed.items() if user.streams}
             user = self._unnamed[name] = User(name, self._anybody)
         return user
-
-
-def too_many_requests(cap: Cap, left: float) -> RateLimited:
-    """The refusal of a request that is one too many; ``left`` seconds until the minute ends."""
-    return RateLimited(f"{cap.tokens} requests a minute are used up; try again in {left:.0f} s", retry_after=left)

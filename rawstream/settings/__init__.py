@@ -13,6 +13,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from rawstream.settings.tables import UpstreamSettings, UserSettings
+
+__all__ = ["FIELDS", "KiB", "MiB", "Settings", "UpstreamSettings", "UserSettings", "check", "faults"]
+
 KiB: Final = 1024
 MiB: Final = 1024 * 1024
 
@@ -21,54 +25,6 @@ def _setting(default: Any, group: str, unit: str, help: str, *, secret: bool = F
     return dataclasses.field(
         default=default, repr=not secret, metadata={"group": group, "unit": unit, "help": help, "secret": secret}
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UpstreamSettings:
-    """One of several upstreams: a table ``[[upstreams]]`` of the TOML file. None: the global setting holds."""
-
-    name: str
-    """What the log calls it: letters, digits, ``.``, ``_`` and ``-``."""
-    url: str
-    """Up to and with ``/v1``."""
-    models: tuple[str, ...] = ("*",)
-    """Names that clients ask for; ``*`` in them stands for any characters."""
-    model: str | None = None
-    """What the upstream is asked for instead."""
-    api_key: str | None = dataclasses.field(default=None, repr=False)
-    weight: float = 1.0
-    """Its share of the requests that it can serve; 0: only when the others cannot."""
-    connect_timeout: float | None = None
-    first_token_timeout: float | None = None
-    idle_timeout: float | None = None
-    ca: str | None = None
-    """PEM file of the authorities to trust for its https."""
-
-    def __post_init__(self) -> None:
-        for key, message in upstream_faults(dataclasses.asdict(self)):
-            raise ValueError(f"upstream {self.name!r}: {key}: {message}")
-
-
-_NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-
-
-def upstream_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What makes no sense in the fields of an upstream, as (key, message). No value of a secret is in a message."""
-    name = values.get("name", "")
-    if not 0 < len(name) <= 64 or not _NAME_CHARACTERS.issuperset(name):
-        yield "name", f"must be 1 to 64 letters, digits, '.', '_' or '-', not {name!r}"
-    if not values.get("models", ("*",)) or "" in values.get("models", ()):
-        yield "models", "must name at least one model, and no empty one"
-    weight = values.get("weight", 1.0)
-    if not 0 <= weight < float("inf"):
-        yield "weight", f"must be 0 or more, not {weight!r}"
-    for key in ("connect_timeout", "first_token_timeout", "idle_timeout"):
-        seconds = values.get(key)
-        if seconds is not None and not 0 < seconds < float("inf"):
-            yield key, f"must be more than 0, not {seconds!r}"
-    secret = values.get("api_key")
-    if secret is not None and not (secret and all("!" <= character <= "~" for character in secret)):
-        yield "api_key", "must be visible ASCII characters without spaces"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +53,40 @@ class Settings:
     )
     ssl_keyfile: str | None = _setting(
         None, "TLS", "path", "PEM file of the certificate's key, where it is not in the same file."
+    )
+
+    # --- who may ask
+    user_header: str | None = _setting(
+        None,
+        "Users",
+        "text",
+        "Header in which a trusted proxy names the user; from anybody else it is not believed.",
+    )
+    trusted_proxies: str | None = _setting(
+        None,
+        "Users",
+        "text",
+        "Addresses and networks whose X-Forwarded-For, X-Forwarded-Proto and user header are believed: 127.0.0.1,10.0.0.0/8.",
+    )
+    allowed_hosts: str | None = _setting(
+        None,
+        "Users",
+        "text",
+        "Names under which browsers may reach this server: chat.example.com,*.example.org. Without it any, but on a "
+        "server that listens on loopback only, local ones.",
+    )
+    cors_origins: str | None = _setting(
+        None,
+        "Users",
+        "text",
+        "Origins of pages elsewhere that may ask: https://app.example.com,…; * for any. Without it none.",
+    )
+    redis: str | None = _setting(
+        None,
+        "Users",
+        "url",
+        "Redis that all processes share (redis://127.0.0.1:6379/0): token budgets. Needs rawstream[redis].",
+        secret=True,
     )
 
     # --- where tokens come from
@@ -180,6 +170,8 @@ class Settings:
     )
     upstreams: tuple[UpstreamSettings, ...] = ()
     """Several upstreams, from the TOML file's ``[[upstreams]]``. Neither a flag nor a variable."""
+    users: tuple[UserSettings, ...] = ()
+    """Who may ask, from ``[[users]]``; none: everybody."""
 
     # --- flow control
     write_high: int = _setting(
@@ -322,7 +314,7 @@ class Settings:
 FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {
     field.name: field for field in dataclasses.fields(Settings) if "unit" in field.metadata
 }
-"""All settings that are flags, variables and keys: every field but ``upstreams``."""
+"""All settings that are flags, variables and keys: every field but the tables."""
 
 _CHOICES: Final = {
     "loop": ("auto", "uvloop", "asyncio"),
