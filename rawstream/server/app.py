@@ -16,7 +16,7 @@ import ssl
 from time import monotonic
 from typing import Any, Protocol
 
-from rawstream.errors import LimitReached, ProtocolViolation, RawstreamError
+from rawstream.errors import LimitReached, ProtocolViolation, RawstreamError, SettingsError
 from rawstream.model import Observer, Source
 from rawstream.server.connection import Connection
 from rawstream.server.endpoints.chat import ChatEndpoints
@@ -170,8 +170,12 @@ class App:
     # --- life --------------------------------------------------------------------------------------------
 
     def _tls_context(self) -> ssl.SSLContext | None:
-        certfile = self.settings.ssl_certfile
-        return None if certfile is None else server_context(certfile, self.settings.ssl_keyfile)
+        certfile, keyfile = self.settings.ssl_certfile, self.settings.ssl_keyfile
+        if certfile is not None:
+            return server_context(certfile, keyfile)
+        if keyfile is not None:
+            raise SettingsError("ssl_keyfile needs ssl_certfile: a key alone is no certificate")
+        return None
 
     def reload_certificate(self) -> None:
         """Read the certificate and its key anew, for connections to come. Raises SettingsError; then the old stays."""

@@ -352,8 +352,6 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"port must be at most 65535, not {values['port']}"
     if values["admin"] is not None and not re.fullmatch(r".+:[0-9]{1,5}", values["admin"]):
         yield f"admin must be HOST:PORT, not {values['admin']!r}"
-    if values["ssl_keyfile"] is not None and values["ssl_certfile"] is None:
-        yield "ssl_keyfile needs ssl_certfile: a key alone is no certificate"
     if values["upstream"] is not None and values["source"] is not None:
         yield "upstream and source exclude each other: tokens come from one place"
     if values["upstreams"]:
