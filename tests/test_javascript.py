@@ -6,16 +6,15 @@ the lock file has it, and runs them. ``cd tests/js && npm ci && npm test`` does 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.support.npm import installed
 from tests.support.server import ROOT, ServerProcess
 from tests.support.tools import missing, require_tool
 
@@ -38,27 +37,7 @@ def node() -> str:
 @pytest.fixture(scope="module")
 def packages(node: str) -> Path:
     """A folder whose ``node_modules`` is what the lock file says. Installed once, and kept in the user's cache."""
-    npm = require_tool("npm")
-    lock = (JS / "package-lock.json").read_bytes()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rawstream-tests"
-    folder = cache / hashlib.sha256(lock).hexdigest()[:16]
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        half = Path(scratch, "half")
-        half.mkdir()
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(JS / name, half)
-        command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        done = subprocess.run(command, cwd=half, capture_output=True, text=True, timeout=300, check=False)
-        if done.returncode:
-            missing(f"what npm ci would install ({done.stderr.strip()[-500:]})")
-        try:
-            half.rename(folder)
-        except OSError:
-            assert folder.is_dir()  # somebody else was faster, with the same
-    return folder
+    return installed(JS)
 
 
 def run_tests(node: str, packages: Path, *files: Path, url: str = "", chromium: str = "") -> str:

@@ -201,4 +201,5 @@ async def refusal(exchange: Exchange, where: str) -> CannotExamine:
     """The error for an answer whose status is not 200, with what it says."""
     body = await exchange.body(within=_ASIDE_WITHIN)
     said = body.decode("utf-8", "replace").strip().splitlines()
-    return CannotExamine(f"{where} answered {exchange.head.status}" + (f": {said[0][:200]}" if said else ""))
+    status = exchange.head.status
+    return CannotExamine(f"{where} answered {status}" + (f": {said[0][:200]}" if said else ""), status=status)

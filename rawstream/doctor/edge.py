@@ -90,7 +90,10 @@ async def _findings(asker: Asker, target: Target, options: EdgeOptions, say: Say
     )
     if mock:
         say("an answer that fails in mid-stream")
-        findings.append(await _judged(edge_findings.FAILURE, edge_probes.failing(asker, target), edge_findings.failure))
+        failing = edge_probes.failing(asker, target)
+        findings.append(
+            await _judged(edge_findings.FAILURE, failing, lambda seen: edge_findings.failure(seen, target.kind))
+        )
     say("leaving in mid-stream")
     findings.append(
         await _judged("cancel", edge_probes.cancel(asker, target, eye, mock=mock), edge_findings.cancelling)

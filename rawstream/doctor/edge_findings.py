@@ -11,8 +11,8 @@ from statistics import median
 from typing import Final
 
 from rawstream.doctor import limits
-from rawstream.doctor.edge_probes import Cancel, Look, Silence, Stall
-from rawstream.doctor.finding import Finding, Verdict, plural, size, span
+from rawstream.doctor.edge_probes import FAILS_AFTER, Cancel, Look, Silence, Stall
+from rawstream.doctor.finding import CannotExamine, Finding, Verdict, plural, size, span
 from rawstream.doctor.recording import Arrival
 from rawstream.doctor.target import Kind
 
@@ -33,6 +33,8 @@ _ASK_THE_SERVER: Final = (
 _FAR_AHEAD: Final = 256 * 1024
 _FULL_BUFFERS: Final = 4 * 1024 * 1024
 """More than the kernels on the way hold: whoever is still going then does not wait for anybody."""
+_FULL_OF_TOKENS: Final = _FULL_BUFFERS // 25
+"""The same in small tokens, for a server that holds them back and has written nothing yet."""
 
 
 def bursts(arrivals: tuple[Arrival, ...]) -> list[Arrival]:
@@ -81,7 +83,7 @@ def buffering(look: Look) -> Finding:
         block = round(median(group.bytes for group in groups))
         seen = f"{pattern}: some {share:.0f} tokens ({size(block)}) at a time, {span(gap)} apart"
         return Finding(name, "bad", seen, why, _BUFFERED_PROXY)
-    seen = f"{pattern}, {span(gap)} apart; the first after {span(first)} of {span(total)}"
+    seen = f"{pattern}, {span(gap)} apart; the first after {span(first)}, the last after {span(total)}"
     if share >= 3 and gap >= 0.1:
         return Finding(
             name, "warn", seen, "they come in lumps: from a proxy, or from the model server", _BUFFERED_PROXY
@@ -216,14 +218,19 @@ def ending(look: Look, kind: Kind) -> Finding:
     )
 
 
-def failure(look: Look) -> Finding:
+def failure(look: Look | CannotExamine, kind: Kind) -> Finding:
     """Does a failure in mid-stream reach the client as one?"""
     name = FAILURE
+    if isinstance(look, CannotExamine):
+        return Finding(name, "ok", f"status {look.status}, before anything was sent: whatever fails has a real status")
     told = f"told in the stream: {look.error}" if look.error else "not told in the stream"
     cut = "then visibly cut" if look.end == "cut" else "then a clean end"
     seen = f"{told}; {cut}"
     if look.end == "cut":
-        return Finding(name, "ok", seen)
+        if look.error or kind == "text":
+            return Finding(name, "ok", seen)
+        why = f"the reader sees a cut without a reason; {plural(look.tokens, 'token')} of {FAILS_AFTER} came before it"
+        return Finding(name, "warn", seen, why, _BUFFERED_PROXY)
     remedy = "let the way speak HTTP/1.1 to the origin (nginx: 'proxy_http_version 1.1;'), so that a cut stays a cut"
     if look.error:
         why = "a client that does not read the error event takes the answer for whole"
@@ -271,7 +278,7 @@ def backpressure(seen: Stall) -> Finding:
     still = [state.tokens for moment, state in seen.samples if moment >= at - 0.9]
     if len(set(still)) > 1:
         what = f"still generating after {span(at)}, {ahead}"
-        if taken < _FULL_BUFFERS:
+        if taken < _FULL_BUFFERS and tokens < _FULL_OF_TOKENS:
             why = "the buffers on the way are not full yet: the answer is too slow, or too short, to tell"
             return Finding(name, "unknown", what, why, "a faster model, or the mock")
         why = "a slow reader's whole answer piles up in memory or on disk, and is paid for though nobody reads it"

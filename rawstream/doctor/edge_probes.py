@@ -27,7 +27,7 @@ _PACED: Final = {"tokens": 100, "tokens_per_second": 50}
 _ENDLESS: Final = {"tokens": None, "tokens_per_second": 50}
 _FAST: Final = {"tokens": None, "tokens_per_second": 50_000, "batch": 50}
 """More than any buffer on the way takes in some seconds, and less than what harms a server that takes no heed."""
-_FAILS_AFTER: Final = 5
+FAILS_AFTER: Final = 5
 _A_FEW: Final = 3
 _STALLED_FOR: Final = 8.0
 _UNCHANGED_FOR: Final = 1.0
@@ -116,10 +116,15 @@ async def compressed(asker: Asker, target: Target, *, mock: bool) -> Look:
     return await _look(asker, target, wanted, BROWSER, _COMPRESSED_WITHIN)
 
 
-async def failing(asker: Asker, target: Target) -> Look:
-    """An answer that fails in mid-stream, as the mock can."""
-    wanted = target.wanted(mock={**_PACED, "fail_after": _FAILS_AFTER})
-    return await _look(asker, target, wanted, "identity", _COMPRESSED_WITHIN)
+async def failing(asker: Asker, target: Target) -> Look | CannotExamine:
+    """An answer that fails in mid-stream, as the mock can; or the status that it failed with."""
+    wanted = target.wanted(mock={**_PACED, "fail_after": FAILS_AFTER})
+    try:
+        return await _look(asker, target, wanted, "identity", _COMPRESSED_WITHIN)
+    except CannotExamine as told:
+        if told.status >= 500:
+            return told
+        raise
 
 
 async def _look(asker: Asker, target: Target, wanted: Any, encoding: str, within: float) -> Look:

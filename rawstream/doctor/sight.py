@@ -55,13 +55,17 @@ class Sight:
 
     async def until_gone(self, within: float) -> float | None:
         """Seconds until it does not run any more; None: it still does after ``within``."""
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        while await self.look() is not None:
-            if clock() - began > within:
-                return None
-            await asyncio.sleep(ASK_EVERY)
-        return clock() - began
+        return await _until_gone(self.look, within)
+
+
+async def _until_gone(look: Callable[[], Awaitable[State | None]], within: float) -> float | None:
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    while await look() is not None:
+        if clock() - began > within:
+            return None
+        await asyncio.sleep(ASK_EVERY)
+    return clock() - began
 
 
 def state_of(told: Any) -> State:
@@ -150,7 +154,13 @@ class ModelServerEye:
         running = await self._ask()
         if running is None:
             return State(None)
-        return running[-1] if len(running) > self._others else None
+        if len(running) <= self._others:
+            return None
+        return State(None) if self._others else running[-1]  # which of several is ours does not show
+
+    async def until_gone(self, within: float) -> float | None:
+        """Seconds until it does not run any more; None: it still does after ``within``."""
+        return await _until_gone(self.look, within)
 
 
 async def model_server_eye(asker: Asker, url: str, headers: tuple[tuple[str, str], ...]) -> ModelServerEye | None:

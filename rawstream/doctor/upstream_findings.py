@@ -9,11 +9,18 @@ from __future__ import annotations
 from typing import Any, Final
 
 from rawstream.doctor.finding import Finding, Verdict, members, plural, size, span
-from rawstream.doctor.upstream_probes import KEPT_FOR, STALLED_FOR, Freed, Shape, Unread, Whole
+from rawstream.doctor.upstream_probes import KEPT_FOR, SHORT, Freed, Shape, Unread, Whole
 
 _STOP_IT: Final = (
     "only closing its connection stops it: keep --stall-timeout (30 s by default) short, and cap max_tokens"
 )
+_RUNS_ON: Final = "it does not wait for its reader: what rawstream does not read is made and paid for all the same"
+_THROUGH: Final = {"llama.cpp": "/slots", "rawstream": "/debug/streams", "chaos": "/chaos/state"}
+_IN_BUFFERS: Final = 64 * 1024
+"""Bytes that kernels hold between any two: an answer shorter than that may just lie there."""
+_IN_KERNELS: Final = 2000
+"""Tokens (some 250 bytes each on OpenAI's wire) that a kernel's send queue takes before its program has to wait."""
+_AT_ONCE: Final = 0.2
 
 
 def listing(told: Whole) -> Finding:
@@ -39,6 +46,10 @@ def ends(seen: Shape) -> Finding:
     what = "; ".join(parts)
     if seen.error is not None:
         return Finding(name, "bad", f"the answer failed: {seen.error}", "rawstream tells the client so", "see its log")
+    if seen.end == "enough":
+        what = f"it goes on past max_tokens ({SHORT}): {plural(seen.tokens, 'token')} until we left"
+        why = "nothing bounds an answer but rawstream's --stream-timeout, 30 minutes by default"
+        return Finding(name, "warn", what, why, "cap the answers in that server's own settings")
     if seen.end != "clean":
         return Finding(name, "bad", what, "rawstream tells its clients that the answer was cut", "see its log")
     if not seen.done and not seen.finish_reasons:
@@ -88,6 +99,8 @@ def usage(without: Shape, asked: Shape | None) -> Finding:
         why = "rawstream always asks for it: every request would be refused"
         return Finding(name, "bad", "it refuses stream_options.include_usage", why, "a version that knows it")
     unasked = f"unasked: {plural(without.usage, 'event')}"
+    if not asked.usage and asked.end != "clean":
+        return Finding(name, "unknown", "the answer had no end to tell it at")
     if not asked.usage:
         why = "rawstream counts deltas instead, which need not be tokens"
         return Finding(
@@ -131,29 +144,29 @@ def heartbeats(*seen: Shape) -> Finding:
     if count:
         why = "they keep the connection alive, and are no progress: rawstream's idle deadline does not count them"
         return Finding(name, "ok", plural(count, "ping"), why)
-    why = "rawstream sends its own to clients, so they need none; a proxy between rawstream and this server may"
-    return Finding(name, "ok", f"none in the {span(longest)} before a first token", why)
+    return Finding(name, "ok", f"none in the {span(longest)} before a first token; rawstream sends its own to clients")
 
 
 def keep_alive(seen: Shape, kept_for: float | None) -> Finding:
     """How long an idle connection is kept (None: to the end of the look), and what ``upstream_pool_idle`` should be."""
     name = "keep-alive"
-    if not seen.reusable:
-        why = "each request costs a connection, with TLS some round trips more"
+    if seen.end != "clean":
+        return Finding(name, "unknown", "the answer had no end to keep a connection after")
+    if not seen.reusable or (kept_for is not None and kept_for < _AT_ONCE):
+        what = "the connection is closed after a streamed answer"
+        if seen.promised:
+            what += f", though its head says keep-alive: {seen.promised[:60]}"
+        why = "each request costs a connection, with TLS some round trips more; rawstream sees the end, and dials anew"
         return Finding(
-            name,
-            "warn",
-            "the connection is not kept after an answer",
-            why,
-            "keep-alive on the server; till then --upstream-pool 0",
+            name, "warn", what, why, "nothing to set in rawstream; keep-alive on that server, where it has it"
         )
     if kept_for is None:
         return Finding(
-            name, "ok", f"an idle connection is kept {KEPT_FOR:g} s and longer: --upstream-pool-idle 4 s is below that"
+            name, "ok", f"an idle connection is kept {KEPT_FOR:g} s and longer: above --upstream-pool-idle 4 s"
         )
     what = f"an idle connection is closed after {span(kept_for)}"
     if kept_for > 4.5:
-        return Finding(name, "ok", what + ": --upstream-pool-idle 4 s, as it is, stays below that")
+        return Finding(name, "ok", what + ": above --upstream-pool-idle 4 s")
     below = max(0.1, round(kept_for * 0.8, 1))
     why = "a request on a connection that is just being closed has to be sent again"
     return Finding(name, "warn", what, why, f"rawstream serve --upstream-pool-idle {below:g}")
@@ -162,44 +175,34 @@ def keep_alive(seen: Shape, kept_for: float | None) -> Finding:
 def stops(seen: Unread) -> Finding:
     """Does it stop making tokens when nobody reads?"""
     name = "nobody reads"
-    held = f"{plural(seen.at_once, 'token')} ({size(seen.at_once_bytes)}) were there at once when reading went on"
+    through = _THROUGH.get(seen.eye, "")
     counted = [(at, state.tokens) for at, state in seen.samples if state is not None and state.tokens is not None]
-    ended = bool(seen.samples) and seen.samples[-1][1] is None
-    through = {"llama.cpp": "/slots", "rawstream": "/debug/streams", "chaos": "/chaos/state"}.get(seen.eye, "")
-    if ended or (seen.whole and not counted):
-        at = seen.samples[-1][0] if ended else STALLED_FOR
-        total = f" of {seen.wanted:,} asked for" if seen.wanted is not None else ""
-        last = f"{counted[-1][1]:,}{total} at the last look, " if counted else ""
-        what = (
-            f"it went on to the end of its answer within {span(at)} ({last}{through or 'seen by reading on'}); {held}"
-        )
-        if seen.at_once_bytes < 64 * 1024 and seen.wanted is not None and seen.at_once < seen.wanted // 4:
-            why = "so short an answer fits into the network's buffers: it proves nothing"
+    running = [at for at, state in seen.samples if state is not None]
+    later = f"{plural(seen.later, 'token')} ({size(seen.later_bytes)}) within {span(seen.later_seconds)} of reading on"
+    if seen.samples and seen.samples[-1][1] is None:
+        looked = f", {plural(counted[-1][1], 'token')} at the last look" if counted else ""
+        what = f"it made its whole answer within {span(running[-1] if running else 0)}{looked} ({through}), unread"
+        if seen.later_bytes < _IN_BUFFERS:
+            why = f"the whole of it ({size(seen.later_bytes)}) fits into the network's buffers: that proves nothing"
             return Finding(name, "unknown", what, why, "a longer answer: --prompt")
-        why = "it runs on into its own memory: what rawstream does not read is made and paid for all the same"
-        return Finding(name, "warn", what, why, _STOP_IT)
-    if counted:
-        at, last_count = counted[-1]
-        first_count = counted[0][1]
-        recent = {count for moment, count in counted if moment >= at - 0.9}
-        if len(recent) == 1:
-            stopped = next(moment for moment, count in counted if count == last_count)
-            what = f"it stopped {span(stopped)} after the reader, at {plural(last_count, 'token')} ({through}); {held}"
-            return Finding(name, "ok", what, "behind rawstream a stalled client stalls it, and costs nothing more")
-        made = plural(last_count - first_count, "token")
-        what = f"still going after {span(at)} without a reader: {made} made meanwhile ({through}); {held}"
-        if seen.at_once_bytes < 64 * 1024:
-            why = "the buffers on the way were not full yet"
-            return Finding(
-                name,
-                "unknown",
-                what,
-                why,
-                "a faster model, or more time; till then take it for one that runs on: " + _STOP_IT,
-            )
-        return Finding(name, "warn", what, "it does not wait for its reader", _STOP_IT)
-    why = "only the server knows how many it made (llama.cpp: /slots, rawstream: /debug/streams)"
-    return Finding(name, "unknown", held, why, "take it for one that runs on: " + _STOP_IT)
+        return Finding(name, "warn", what, _RUNS_ON, _STOP_IT)
+    if not counted:
+        if seen.whole and seen.later_bytes >= _IN_BUFFERS:
+            return Finding(name, "warn", f"it had made its whole answer: {later}", _RUNS_ON, _STOP_IT)
+        why = "only the server knows how many it made (llama.cpp: /slots, rawstream: /debug/streams)"
+        return Finding(name, "unknown", later, why, "take it for one that runs on: " + _STOP_IT)
+    at, last = counted[-1]
+    ahead = plural(last - seen.read, "token")
+    if len({count for moment, count in counted if moment >= at - 0.9}) == 1:
+        stopped = next(moment for moment, count in counted if count == last)
+        what = f"it stopped {span(stopped)} after the reader, {ahead} ahead of it ({through})"
+        return Finding(name, "ok", what, "behind rawstream a stalled client stalls it, and costs nothing more")
+    pace = f"at {last / at:,.0f} tokens/s" if at else ""
+    what = f"still going after {span(at)} without a reader, {ahead} ahead of it, {pace} ({through})"
+    if last - seen.read < _IN_KERNELS:
+        why = "so many fit into the kernels between; whether it would ever stop does not show in so short a time"
+        return Finding(name, "unknown", what, why, "take it for one that runs on: " + _STOP_IT)
+    return Finding(name, "warn", what, _RUNS_ON, _STOP_IT)
 
 
 def frees(seen: Freed, usual: Shape) -> Finding:

@@ -25,6 +25,7 @@ KEPT_FOR: Final = 10.0
 """Longest look at an idle connection, seconds."""
 NOBODY: Final = "no-such-model-rawstream-doctor"
 _WITHIN: Final = 60.0
+_WHOLE_WITHIN: Final = 20.0
 _FREED_WITHIN: Final = 10.0
 _AT_ONCE: Final = 0.2
 """A gap of this length between two reads: what came before was there already."""
@@ -53,6 +54,8 @@ class Shape(msgspec.Struct, frozen=True):
     error: str | None
     end: End
     why: str
+    promised: str
+    """Its ``keep-alive`` field."""
     reusable: bool
     """Its connection could take another request."""
 
@@ -73,15 +76,16 @@ class Unread(msgspec.Struct, frozen=True):
     """What was asked for its state; '': nothing can be."""
     samples: tuple[tuple[float, State | None], ...]
     """Seconds since the reader stopped; the state then (None: it had ended)."""
-    at_once: int
-    """Tokens that were there at once when reading went on."""
-    at_once_bytes: int
+    read: int
+    """Tokens taken before the reader stopped."""
+    later: int
+    """Tokens that came without a pause when reading went on."""
+    later_bytes: int
+    later_seconds: float
     whole: bool
     """The answer's end was among them."""
     wanted: int | None
     """Tokens asked for; None: without end."""
-    rate: float
-    """Tokens a second before the reader stopped, as far as it showed."""
 
 
 class Freed(msgspec.Struct, frozen=True):
@@ -146,10 +150,14 @@ async def shape_and_exchange(asker: Asker, target: Target, *, include_usage: boo
     try:
         if exchange.head.status != 200:
             raise await refusal(exchange, target.url)
-        return _shape_of(exchange, await exchange.read(lambda _: False, within=_WITHIN)), exchange
+        return _shape_of(exchange, await exchange.read(_too_long, within=_WITHIN)), exchange
     except BaseException:
         await exchange.aclose()
         raise
+
+
+def _too_long(seen: Recording) -> bool:
+    return seen.tokens > 4 * SHORT  # a token may come as several deltas, but not as so many
 
 
 def _shape_of(exchange: Exchange, end: End) -> Shape:
@@ -172,6 +180,7 @@ def _shape_of(exchange: Exchange, end: End) -> Shape:
         error=seen.error,
         end=end,
         why=exchange.why,
+        promised=exchange.header("keep-alive"),
         reusable=end == "clean" and exchange.reusable,
     )
 
@@ -180,7 +189,7 @@ async def whole(asker: Asker, target: Target, *, model: str | None = None) -> Wh
     """An answer that is not streamed; or, for a model that nobody has, an error."""
     more = {"stream": False} | ({} if model is None else {"model": model})
     async with await asker.open(_request(target, max_tokens=SHORT, **more)) as exchange:
-        body = await exchange.body(within=_WITHIN)
+        body = await exchange.body(within=_WHOLE_WITHIN)
         try:
             told = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -199,19 +208,22 @@ async def unread(asker: Asker, target: Target, manner: Manner) -> Unread:
             raise await refusal(exchange, target.url)
         await exchange.read(lambda seen: seen.tokens > 0, within=_WITHIN)
         seen = exchange.recording
-        first = seen.arrivals[-1].at if seen.arrivals else exchange.elapsed
         samples = await _watch(eye)
-        stopped_tokens, stopped_bytes = seen.tokens, seen.bytes
+        tokens, size, at = seen.tokens, seen.bytes, exchange.elapsed
         whole = await _at_once(exchange)
-        return Unread(
+        measured = Unread(
             eye="" if eye is None else eye.name,
             samples=tuple(samples),
-            at_once=seen.tokens - stopped_tokens,
-            at_once_bytes=seen.bytes - stopped_bytes,
+            read=tokens,
+            later=seen.tokens - tokens,
+            later_bytes=seen.bytes - size,
+            later_seconds=seen.arrivals[-1].at - at if seen.bytes > size else 0.0,
             whole=whole,
             wanted=None if manner.mock else LONG,
-            rate=stopped_tokens / first if first else 0.0,
         )
+    if eye is not None:
+        await eye.until_gone(_FREED_WITHIN)  # or the next probe would take this one for its own
+    return measured
 
 
 async def _watch(eye: ModelServerEye | None) -> list[tuple[float, State | None]]:

@@ -68,6 +68,8 @@ class LimitedStream:
             if held := self._answer.end():
                 return held
             raise
+        if item.__class__ is str and self._answer.passes(item):
+            return item
         if isinstance(item, str | Token):
             taken = self._answer.take((item,))
             return taken[0] if taken else ""

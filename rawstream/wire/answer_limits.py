@@ -68,8 +68,21 @@ class LimitedAnswer:
         """What goes out of ``items``, which came together."""
         out: list[TokenItem] = []
         for item in items:
-            self._take(item, out)
+            if item.__class__ is str and self.passes(item):
+                out.append(item)
+            else:
+                self._take(item, out)
         return out
+
+    def passes(self, text: str) -> bool:
+        """Does ``text`` of choice 0 go out as it is, the common case? Then it is counted, and need not be taken."""
+        choice = self._choices.get(0)
+        if choice is None or not text or choice.ended or choice.tokens + 1 == self._limits.max_tokens:
+            return False
+        if choice.stop is not None and not choice.stop.passes(text):
+            return False
+        choice.tokens += 1
+        return True
 
     def end(self) -> list[TokenItem]:
         """What was held back, now that the source has ended."""

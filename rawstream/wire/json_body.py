@@ -174,9 +174,9 @@ def check_count(value: Any, name: str, most: int | None = None) -> int | None:
 def from_query(query: str) -> Request:
     """The same fields from a query string (without its '?'), for ``GET /stream`` and ``/text``. Raises BadRequest.
 
-    ``prompt``, ``model``, ``user`` and ``stop`` (but for a list) are text as they stand; ``max_tokens`` is a number; ``messages`` and
-    ``mock`` are JSON. In all other fields whatever reads as a JSON object, list, number or literal is taken
-    for one (``temperature=0.5``), anything else for text. Of a repeated field the last one counts.
+    ``prompt``, ``model``, ``user`` and ``stop`` (but for a list) are text as they stand; ``max_tokens`` is a number;
+    ``messages`` and ``mock`` are JSON. In all other fields whatever reads as a JSON object, list, number or literal
+    is taken for one (``temperature=0.5``), anything else for text. Of a repeated field the last one counts.
     """
     try:
         query.encode()

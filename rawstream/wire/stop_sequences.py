@@ -62,9 +62,13 @@ class StopSequences:
         firsts = "".join({re.escape(sequence[0]) for sequence in self._sequences})
         self._none_begins = re.compile(f"[^{firsts}]*").fullmatch
 
+    def passes(self, text: str) -> bool:
+        """Does ``text`` go out as it is? Then it need not be fed."""
+        return not self._held and self._none_begins(text) is not None
+
     def feed(self, text: str) -> tuple[str, bool]:
         """What may go out now; and whether a sequence is complete, which ends the answer: nothing is fed after it."""
-        if not self._held and self._none_begins(text):
+        if self.passes(text):
             return text, False
         matched = self._matched
         known = len(self._held)

@@ -8,11 +8,9 @@ Rule 3: what was seen is written down (``record``) before it is judged: the READ
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +18,7 @@ from rawstream.lab.chaos_answers import word
 from rawstream.lab.chaos_models import read_model
 from tests.support import raw
 from tests.support.chaos import ChaosProcess
-from tests.support.server import ServerProcess, command
+from tests.support.server import ServerProcess
 
 TABLE: Final = "RAWSTREAM_FAULT_TABLE"
 """The file that ``record`` writes to, if this variable of the environment names one."""
@@ -30,7 +28,7 @@ PATHS: Final = ("/chat", OPENAI)
 MESSAGES: Final = [{"role": "user", "content": "hello"}]
 _FLAGS: Final = (
     "--upstream-pool", "1", "--upstream-pool-idle", "60", "--upstream-connect-timeout", "5", "--flush-timeout", "0.3",
-    "--heartbeat", "0",
+    "--heartbeat", "0", "--upstream-retries", "0", "--upstream-breaker-failures", "0",
 )  # fmt: skip
 _PATIENT: Final = ("--upstream-first-token-timeout", "30", "--upstream-idle-timeout", "30")
 _HASTY: Final = ("--upstream-first-token-timeout", "0.5", "--upstream-idle-timeout", "0.5")
@@ -40,17 +38,13 @@ ALL: Final = -1
 _numbers: Final = itertools.count(1)
 
 
-@functools.cache
-def _without_retries() -> tuple[str, ...]:
-    """What a fault looks like at the first attempt is asked here; what retries make of it is asked elsewhere."""
-    shown = subprocess.run([*command(), "serve", "--help"], capture_output=True, text=True, timeout=30, check=True)
-    return ("--upstream-retries", "0") if "--upstream-retries" in shown.stdout else ()
-
-
 def gateway(upstream: str, *flags: str, hasty: bool = False, env: dict[str, str] | None = None) -> ServerProcess:
-    """``rawstream serve --upstream``; ``hasty``: with deadlines that a test can wait for."""
+    """``rawstream serve --upstream``; ``hasty``: with deadlines that a test can wait for.
+
+    It asks once: what retries make of a fault is asked for with flags.
+    """
     patience = _HASTY if hasty else _PATIENT
-    given = ("--upstream", upstream, *_FLAGS, *patience, *_without_retries(), *flags)
+    given = ("--upstream", upstream, *_FLAGS, *patience, *flags)
     return ServerProcess(*given, env={"RAWSTREAM_UPSTREAM_API_KEY": KEY, **(env or {})})
 
 

@@ -88,11 +88,11 @@ def test_what_makes_no_sense_is_refused_before_anything_begins() -> None:
 
 async def test_the_source_sees_the_limit_and_is_asked_for_no_token_more() -> None:
     """By either name; and it is closed when the answer is over."""
-    watched = Watched("a", "b", "c")
-    assert await collect(watched, ask(max_completion_tokens=2)) == ["a", Token("b", finish_reason="length")]
-    assert (watched.given, watched.closed) == (2, 1)
+    watched = Watched("a", "b", "c", "d")
+    assert await collect(watched, ask(max_completion_tokens=3)) == ["a", "b", Token("c", finish_reason="length")]
+    assert (watched.given, watched.closed) == (3, 1)
     assert watched.asked is not None
-    assert watched.asked.max_tokens == 2
+    assert watched.asked.max_tokens == 3
 
 
 async def test_a_sequence_ends_the_source() -> None:

@@ -47,6 +47,22 @@ def test_the_last_token_says_length_and_nothing_comes_after_it() -> None:
     assert answer.end() == []
 
 
+@pytest.mark.parametrize("stop", [(), ("END",)])
+def test_each_text_counts_once_however_it_came(stop: tuple[str, ...]) -> None:
+    """One by one, together, as tokens, empty ones not; the fifth is the last."""
+    batches: list[list[TokenItem]] = [["a", "b", "", "c", "d"], ["a", Token("b"), "c", "", Token("d")]]
+    for items in batches:
+        answer = LimitedAnswer(Limits(5, stop))
+        assert answer.take(items) == items
+        assert answer.take(["e", "f"]) == [Token("e", finish_reason="length")]
+        one_by_one = LimitedAnswer(Limits(5, stop))
+        assert [one_by_one.take((item,)) for item in [*items, "e", "f"]] == [
+            *([item] for item in items),
+            [Token("e", finish_reason="length")],
+            [],
+        ]
+
+
 def test_the_sources_own_finish_reason_counts() -> None:
     """Also with the last token that is possible; held text goes out with it."""
     answer = LimitedAnswer(Limits(1, ("abc",)))

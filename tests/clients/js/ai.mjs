@@ -2,7 +2,7 @@
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { jsonSchema, streamText, tool } from "ai";
 
-import { CUTS, given, line, report, told } from "./support.mjs";
+import { common, given, report, told } from "./support.mjs";
 
 /** One answer, read part by part to its end. `watch` is called after each part. */
 async function read(url, { model, user }, { watch = () => {}, ...options } = {}) {
@@ -37,30 +37,12 @@ async function read(url, { model, user }, { watch = () => {}, ...options } = {})
 const lookup = tool({ description: "looks something up", inputSchema: jsonSchema({ type: "object" }) });
 
 await report(["ai", "@ai-sdk/openai-compatible"], {
-  "full stream": (asked) => read(given.url, asked),
-  tools: (asked) => read(given.url, asked, { tools: { [asked.tool]: lookup } }),
-  reasoning: (asked) => read(given.url, asked),
+  ...common(read),
   cancel: (asked) => {
     const controller = new AbortController();
     const watch = (seen) => seen.deltas >= 5 && controller.abort();
     return read(given.url, asked, { abortSignal: controller.signal, watch });
   },
-  "error before": async (asked) => {
-    const watched = await line();
-    return { ...(await read(watched.url, asked)), requests: watched.requests.length };
-  },
-  "error after": (asked) => read(given.url, asked),
-  cut: async (asked) => {
-    const seen = {};
-    for (const cut of CUTS) {
-      const cutting = await line({ cut });
-      seen[cut] = { ...(await read(cutting.url, asked)), requests: cutting.requests.length };
-    }
-    return seen;
-  },
-  heartbeats: async (asked) => {
-    const watched = await line();
-    return { ...(await read(watched.url, asked)), heartbeats: watched.heartbeats };
-  },
-  "non-ASCII": (asked) => read(given.url, asked),
+  tools: (asked) => read(given.url, asked, { tools: { [asked.tool]: lookup } }),
+  reasoning: (asked) => read(given.url, asked),
 });

@@ -5,7 +5,7 @@ import { join } from "node:path";
 
 import { chromium } from "playwright-core";
 
-import { CUTS, given, line, report } from "./support.mjs";
+import { common, eachCut, given, over, report } from "./support.mjs";
 
 const FLAGS = [
   "--no-sandbox",
@@ -26,24 +26,22 @@ const context = await chromium.launchPersistentContext(profile, {
 });
 await context.route("**/__blank__", (route) => route.fulfill({ contentType: "text/html; charset=utf-8", body: BLANK }));
 
-/** What `script(argument)` gives on a page of the line's origin, and what passed on the line. */
-async function on(watched, script, argument) {
+/** A client that runs `script` on a page of the origin that it is given. */
+const inPage = (script, more = {}) => async (url, asked) => {
   const page = await context.newPage();
   try {
-    await page.goto(`${watched.url}/__blank__`);
-    const seen = await page.evaluate(script, argument);
-    const { requests, answers, heartbeats } = watched;
-    return { ...seen, requests, answers, heartbeats };
+    await page.goto(`${url}/__blank__`);
+    return await page.evaluate(script, { ...asked, ...more });
   } finally {
     await page.close();
   }
-}
+};
 
-/** In the page: an EventSource until there are `messages` of them, `opens`, `errors`, an end, or it is closed. */
+/** In the page: an EventSource until there is so much of what `until` names, or, if it `knows`, an end; or it is closed. */
 function listen({ model, user, until = {}, knows = false }) {
   const query = new URLSearchParams({ prompt: "hello", model, user });
   const source = new EventSource(`/stream?${query}`);
-  const seen = { text: "", messages: 0, opens: 0, errors: [], ids: [], told: [], done: 0, closed: false };
+  const seen = { text: "", again: "", messages: 0, opens: 0, errors: [], ids: [], told: [], done: 0, closed: false };
   return new Promise((resolve) => {
     let fresh = false;
     const look = () => {
@@ -68,6 +66,7 @@ function listen({ model, user, until = {}, knows = false }) {
       else {
         const said = JSON.parse(data);
         if (said.error) seen.told.push(said);
+        else if (seen.opens > 1) seen.again += said.token;
         else seen.text += said.token;
       }
       look();
@@ -95,10 +94,13 @@ async function read({ path, model, user, reads = Infinity }) {
       seen.body = await response.json();
       return seen;
     }
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    // Not through a TextDecoderStream: an error on the way in takes with it what was not read yet.
+    const reader = response.body.getReader();
+    const decoder = new TextDecoder();
     let rest = "";
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value: bytes } = await reader.read();
+      const value = decoder.decode(bytes, { stream: !done });
       if (done) {
         seen.ended = true;
         return seen;
@@ -126,39 +128,35 @@ async function read({ path, model, user, reads = Infinity }) {
   }
 }
 
-const each = async (one) => Object.fromEntries(await Promise.all(CUTS.map(async (cut) => [cut, await one(cut)])));
-
+const again = inPage(listen, { until: { again: 1 } });
+const whole = inPage(listen, { knows: true });
 const eventSource = {
-  "full stream": async (asked) => on(await line(), listen, asked),
-  cancel: async (asked) => on(await line(), listen, { ...asked, until: { messages: 5 } }),
-  "error before": async (asked) => on(await line(), listen, asked),
-  "error after": async (asked) => on(await line(), listen, { ...asked, until: { opens: 2 } }),
-  cut: (asked) =>
-    each(async (cut) => on(await line({ cut, times: 1 }), listen, { ...asked, until: { opens: 2, messages: 14 } })),
-  heartbeats: async (asked) => on(await line(), listen, { ...asked, knows: true }),
-  "non-ASCII": async (asked) => on(await line(), listen, { ...asked, knows: true }),
+  ...common(inPage(listen), inPage(listen, { until: { opens: 2 } })),
+  cancel: (asked) => over({}, inPage(listen, { until: { messages: 5 } }), asked),
+  cut: (asked) => eachCut((cut) => over({ cut, times: 1 }, again, asked)),
+  "ended early": (asked) => over({ cut: "clean", times: 1 }, again, asked),
+  heartbeats: (asked) => over({}, whole, asked),
+  "non-ASCII": (asked) => over({}, whole, asked),
 };
 
 const fetching = (path) => ({
-  "full stream": async (asked) => on(await line(), read, { ...asked, path }),
-  cancel: async (asked) => on(await line(), read, { ...asked, path, reads: 5 }),
-  "error before": async (asked) => on(await line(), read, { ...asked, path }),
-  "error after": async (asked) => on(await line(), read, { ...asked, path }),
-  cut: (asked) => each(async (cut) => on(await line({ cut }), read, { ...asked, path })),
-  heartbeats: async (asked) => on(await line(), read, { ...asked, path }),
-  "non-ASCII": async (asked) => on(await line(), read, { ...asked, path }),
+  ...common(inPage(read, { path })),
+  cancel: (asked) => over({}, inPage(read, { path, reads: 5 }), asked),
 });
 
 const named = (client, behaviours) =>
   Object.fromEntries(Object.entries(behaviours).map(([name, behaviour]) => [`${client}: ${name}`, behaviour]));
 
-await report(
-  ["playwright-core"],
-  { ...named("EventSource", eventSource), ...named("fetch /chat", fetching("/chat")), ...named("fetch /text", fetching("/text")) },
-  async () => {
+const behaviours = {
+  ...named("EventSource", eventSource),
+  ...named("fetch /chat", fetching("/chat")),
+  ...named("fetch /text", fetching("/text")),
+};
+await report(["playwright-core"], behaviours, {
+  last: async () => {
     const browser = context.browser()?.version() ?? null;
     await context.close();
     await rm(profile, { recursive: true, force: true, maxRetries: 5 });
     return { browser };
   },
-);
+});

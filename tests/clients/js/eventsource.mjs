@@ -1,7 +1,7 @@
 // `eventsource` from npm: the WHATWG EventSource for Node, against GET /stream.
 import { EventSource } from "eventsource";
 
-import { CUTS, given, line, report, until } from "./support.mjs";
+import { common, eachCut, given, over, report, until } from "./support.mjs";
 
 /**
  * Listen until `enough(seen)`, then close. With `done`, as a page would do it that knows the terminal event: close
@@ -10,7 +10,7 @@ import { CUTS, given, line, report, until } from "./support.mjs";
 async function listen(url, { model, user }, { enough = ({ closed }) => closed, knows = false } = {}) {
   const query = new URLSearchParams({ prompt: "hello", model, user });
   const source = new EventSource(`${url}/stream?${query}`);
-  const seen = { text: "", messages: 0, opens: 0, errors: [], ids: [], told: [], done: 0, closed: false };
+  const seen = { text: "", again: "", messages: 0, opens: 0, errors: [], ids: [], told: [], done: 0, closed: false };
   let fresh = false;
   source.addEventListener("open", () => {
     seen.opens += 1;
@@ -27,6 +27,7 @@ async function listen(url, { model, user }, { enough = ({ closed }) => closed, k
     }
     const said = JSON.parse(event.data);
     if (said.error) seen.told.push(said);
+    else if (seen.opens > 1) seen.again += said.token;
     else seen.text += said.token;
   });
   source.addEventListener("error", ({ code, message }) => {
@@ -41,34 +42,16 @@ async function listen(url, { model, user }, { enough = ({ closed }) => closed, k
   return seen;
 }
 
+/** `listen` with what makes it stop, over a line. */
+const stopping = (enough) => (url, asked) => listen(url, asked, { enough });
+const whole = (url, asked) => listen(url, asked, { knows: true });
+const again = stopping((seen) => seen.again !== "");
+
 await report(["eventsource"], {
-  "full stream": async (asked) => {
-    const watched = await line();
-    return { ...(await listen(watched.url, asked)), requests: watched.requests, answers: watched.answers };
-  },
+  ...common(listen, stopping(({ opens }) => opens === 2)),
   cancel: (asked) => listen(given.url, asked, { enough: ({ messages }) => messages >= 5 }),
-  "error before": async (asked) => {
-    const watched = await line();
-    return { ...(await listen(watched.url, asked)), requests: watched.requests.length };
-  },
-  "error after": async (asked) => {
-    const watched = await line();
-    const seen = await listen(watched.url, asked, { enough: ({ errors, opens }) => errors.length && opens === 2 });
-    return { ...seen, requests: watched.requests };
-  },
-  cut: async (asked) => {
-    const seen = {};
-    const one = async (cut) => {
-      const cutting = await line({ cut, times: 1 });
-      const enough = ({ opens, messages }) => opens === 2 && messages > 12;
-      seen[cut] = { ...(await listen(cutting.url, asked, { enough })), requests: cutting.requests };
-    };
-    await Promise.all(CUTS.map(one));
-    return seen;
-  },
-  heartbeats: async (asked) => {
-    const watched = await line();
-    return { ...(await listen(watched.url, asked, { knows: true })), heartbeats: watched.heartbeats };
-  },
-  "non-ASCII": (asked) => listen(given.url, asked, { knows: true }),
+  cut: (asked) => eachCut((cut) => over({ cut, times: 1 }, again, asked)),
+  "ended early": (asked) => over({ cut: "clean", times: 1 }, again, asked),
+  heartbeats: (asked) => over({}, whole, asked),
+  "non-ASCII": (asked) => over({}, whole, asked),
 });

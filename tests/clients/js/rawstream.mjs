@@ -1,7 +1,7 @@
 // rawstream's own client (rawstream/lab/page/client.js) in Node, against POST /chat.
 import { streamChat } from "../../../rawstream/lab/page/client.js";
 
-import { CUTS, given, line, report, told } from "./support.mjs";
+import { common, given, report, told } from "./support.mjs";
 
 async function read(url, { model, user }, { path = "/chat", watch = () => {} } = {}) {
   const seen = { text: "", events: 0, finish: null, done: false, error: null };
@@ -22,24 +22,9 @@ async function read(url, { model, user }, { path = "/chat", watch = () => {} } =
 }
 
 await report([], {
-  "full stream": (asked) => read(given.url, asked),
+  ...common(read),
   cancel: async (asked) => ({
     break: await read(given.url, asked, { watch: (seen) => (seen.events >= 5 ? "break" : undefined) }),
     signal: await read(given.url, asked, { watch: (seen, controller) => seen.events >= 5 && controller.abort() }),
   }),
-  "error before": async (asked) => {
-    const watched = await line();
-    return { ...(await read(watched.url, asked)), requests: watched.requests.length };
-  },
-  "error after": (asked) => read(given.url, asked),
-  cut: async (asked) => {
-    const seen = {};
-    for (const cut of CUTS) seen[cut] = await read((await line({ cut })).url, asked);
-    return seen;
-  },
-  heartbeats: async (asked) => {
-    const watched = await line();
-    return { ...(await read(watched.url, asked)), heartbeats: watched.heartbeats };
-  },
-  "non-ASCII": (asked) => read(given.url, asked),
 });

@@ -58,20 +58,24 @@ export function told(error) {
 }
 
 /**
- * Run every behaviour of `behaviours` that was asked for, all at once, and report what they saw. One that throws, or
- * takes too long, is reported as `{failed}`. `last` cleans up, and what it gives is reported too.
+ * Run the behaviours that were asked for, so many `atOnce`, and report what they saw. One that throws, or takes too
+ * long, is reported as `{failed}`. `last` cleans up, and what it gives is reported too.
  */
-export async function report(versions, behaviours, last = () => ({})) {
+export async function report(versions, behaviours, { atOnce = 3, last = () => ({}) } = {}) {
   const seen = {};
-  const running = Object.entries(given.cases).map(async ([name, asked]) => {
+  const one = async ([name, asked]) => {
     try {
       if (!behaviours[name]) throw new Error(`there is no such behaviour: ${name}`);
       seen[name] = await within(behaviours[name](asked), name, 30_000);
     } catch (error) {
       seen[name] = { failed: error.stack ?? String(error) };
     }
-  });
-  await Promise.all(running);
+  };
+  const cases = Object.entries(given.cases);
+  const work = async () => {
+    while (cases.length) await one(cases.shift());
+  };
+  await Promise.all(Array.from({ length: atOnce }, work));
   const installed = Object.fromEntries(versions.map((name) => [name, version(name)]));
   const all = { node: process.version, versions: installed, seen, ...(await last()) };
   await new Promise((done) => process.stdout.write(`${JSON.stringify(all)}\n`, done));
@@ -88,15 +92,16 @@ function count(bytes, what) {
  * A line to the gateway that can be listened to, and cut. `url` takes the place of the gateway's.
  *
  * `cut: "between"` closes the connection after `after` pieces of the answer, behind a whole chunk: a clean end of the
- * transport without the end of the body; `"inside"` in the middle of a chunk; `"reset"` with a TCP reset. Without `cut` it
- * changes nothing. `requests` and `answers` have the heads that passed, `heartbeats` how many comments came back.
+ * transport without the end of the body; `"inside"` in the middle of a chunk; `"reset"` with a TCP reset; `"clean"` as a
+ * careless proxy does it, which ends the body as if it were whole. Without `cut` it changes nothing. `requests` and `answers` have the heads that passed, `heartbeats` how many comments came back.
  */
 export async function line({ cut = null, after = 8, times = Infinity } = {}) {
-  const seen = { requests: [], answers: [], heartbeats: 0, cuts: 0, bytes: [] };
+  const seen = { requests: [], answers: [], heartbeats: 0, cuts: 0 };
   const target = new URL(given.url);
   const server = createServer((client) => {
     const gateway = connect(Number(target.port), target.hostname);
     let pieces = 0;
+    let asked = false; // a browser's second connection, just in case, is told 408 in the end
     let gone = false;
     const end = () => {
       gone = true;
@@ -108,12 +113,13 @@ export async function line({ cut = null, after = 8, times = Infinity } = {}) {
     client.on("data", (bytes) => {
       const text = bytes.toString("latin1");
       if (/^(GET|POST) /.test(text)) seen.requests.push(text.split("\r\n\r\n")[0]);
+      asked = true;
       gateway.write(bytes);
     });
     gateway.on("data", (bytes) => {
       if (gone) return;
       const text = bytes.toString("latin1");
-      if (text.startsWith("HTTP/1.1 ")) seen.answers.push(text.split("\r\n\r\n")[0]);
+      if (asked && text.startsWith("HTTP/1.1 ")) seen.answers.push(text.split("\r\n\r\n")[0]);
       seen.heartbeats += count(bytes, ": hb\n");
       pieces += 1;
       if (cut === null || seen.cuts >= times || pieces < after) {
@@ -122,6 +128,7 @@ export async function line({ cut = null, after = 8, times = Infinity } = {}) {
       }
       seen.cuts += 1;
       client.write(cut === "inside" ? bytes.subarray(0, Math.floor(bytes.length / 2)) : bytes);
+      if (cut === "clean") client.write("0\r\n\r\n");
       if (cut === "reset") {
         gone = true;
         gateway.destroy();
@@ -136,4 +143,36 @@ export async function line({ cut = null, after = 8, times = Infinity } = {}) {
   return Object.assign(seen, { url: `http://127.0.0.1:${server.address().port}`, close });
 }
 
-export const CUTS = ["between", "inside", "reset"];
+const CUTS = ["between", "inside", "reset"];
+
+/** The ways to lose a connection, each with what `one(cut)` gives. */
+export const eachCut = async (one) => Object.fromEntries(await Promise.all(CUTS.map(async (cut) => [cut, await one(cut)])));
+
+/** What `converse(url, asked)` gives over a line, and what passed on it. */
+export async function over(options, converse, asked) {
+  const passing = await line(options);
+  try {
+    const seen = await converse(passing.url, asked);
+    const { requests, answers, heartbeats } = passing;
+    return { ...seen, requests, answers, heartbeats };
+  } finally {
+    passing.close();
+  }
+}
+
+/** `asked` once for each of its models. */
+const eachModel = (options, converse) => async ({ models, ...asked }) => {
+  const all = models.map(async (model) => [model, await over(options, converse, { ...asked, model })]);
+  return Object.fromEntries(await Promise.all(all));
+};
+
+/** The behaviours of the matrix that need nothing of a client but whole conversations. */
+export const common = (converse, failing = converse) => ({
+  "full stream": (asked) => over({}, converse, asked),
+  "error before": eachModel({}, converse),
+  "error after": eachModel({}, failing),
+  cut: (asked) => eachCut((cut) => over({ cut }, converse, asked)),
+  "ended early": (asked) => over({ cut: "clean" }, converse, asked),
+  heartbeats: (asked) => over({}, converse, asked),
+  "non-ASCII": (asked) => over({}, converse, asked),
+});
