@@ -117,6 +117,9 @@ class UpstreamFailed(SourceError):
 class UpstreamUnreachable(UpstreamFailed):
     """The upstream could not be reached, or closed before it answered: no generation of ours runs there."""
 
+    lasting: bool = False
+    """It does not get better by itself (a certificate that is not trusted)."""
+
 
 class UpstreamComplained(UpstreamFailed):
     """The upstream told an error of its own inside its answer: it lives, and may be right."""

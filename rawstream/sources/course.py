@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from rawstream.errors import RawstreamError, UpstreamUnavailable
+from rawstream.errors import RawstreamError, UpstreamUnavailable, UpstreamUnreachable
 from rawstream.settings import Settings
 from rawstream.sources import attempts
 from rawstream.sources.upstreams import Upstream
@@ -57,7 +57,8 @@ class Course:
         asked = attempts.retry_after(error, time.time())
         # To the end, so that whoever waits longest is the first of equals.
         self._tried.pop(upstream, None)
-        self._tried[upstream] = self._clock() + (asked or 0.0)
+        if not (isinstance(error, UpstreamUnreachable) and error.lasting):
+            self._tried[upstream] = self._clock() + (asked or 0.0)
 
     def next(self, left: float) -> tuple[Upstream, float] | None:
         """Where to go next, and after how many seconds, of which ``left`` remain in all; None: nowhere."""

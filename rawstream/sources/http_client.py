@@ -118,7 +118,8 @@ class HttpClient:
             while True:
                 data = await inlet.take()
                 if not data:
-                    raise UpstreamUnreachable("the upstream closed the connection before it answered")
+                    kind = UpstreamFailed if answered else UpstreamUnreachable
+                    raise kind("the upstream closed the connection before it answered")
                 answered = True
                 if (found := codec.receive_head(data)) is not None:
                     break

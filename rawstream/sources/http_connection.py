@@ -263,9 +263,11 @@ async def dial(
             f"the upstream could not be reached within {timeout:g} s", detail=f"{where}: {error}"
         ) from None
     except ssl.SSLCertVerificationError as error:
-        raise UpstreamUnreachable(
+        untrusted = UpstreamUnreachable(
             f"the upstream's certificate is not trusted: {error.verify_message}", detail=where
-        ) from None
+        )
+        untrusted.lasting = True
+        raise untrusted from None
     except ssl.SSLError as error:
         reason = (error.reason or "broken").replace("_", " ").lower()
         raise UpstreamUnreachable(f"TLS with the upstream failed: {reason}", detail=f"{where}: {error}") from None

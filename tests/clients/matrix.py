@@ -19,8 +19,8 @@ import pytest
 COLUMNS: Final[Mapping[str, str]] = {
     "full stream": "every token, in order; the end is seen as the end; usage where the client has a place for it",
     "cancel": "the client's own way to leave in mid-stream, and the upstream's generation has ended",
-    "error before": "a failure before the commit point is a status, and the client's own error with our words and code; "
-    "and how often it asked, where we had said that more is of no use",
+    "error before": "a failure before the commit point is a status, and the client's own error with our words and "
+    "code; and how often it asked, where we had said that more is of no use",
     "error after": "a failure in mid-stream: the tokens until then, and then the client notices",
     "cut": "the connection is lost in mid-stream without any error event: never taken for the end",
     "ended early": "something on the way turns a cut into a clean end of the body: only the terminal event is missing",

@@ -135,6 +135,26 @@ def test_plain_text_has_no_words_for_an_error_so_the_cut_tells_it(through: Throu
     assert (reply.status, reply.body.decode(), reply.whole) == (200, text_of(5), False)
 
 
+@pytest.mark.parametrize("name", ["die-mid-event", "die-between-events", "reset-mid-stream", "error-in-stream"])
+def test_usechat_is_told_by_an_error_part_and_the_cut(through: Through, name: str) -> None:
+    """AI SDK UI message stream: no ``finish``, no ``[DONE]``."""
+    message = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "hello"}]}
+    reply = raw.ask(through.server.port, raw.post("/api/chat", {"messages": [message], "model": name}))
+    parts = [json.loads(event) for event in reply.events]
+    assert "".join(part["delta"] for part in parts if part["type"] == "text-delta") == text_of(5)
+    assert (parts[-1]["type"], reply.whole, reply.status) == ("error", False, 200)
+    assert "finish" not in {part["type"] for part in parts}
+
+
+@pytest.mark.parametrize("name", ["die-mid-event", "reset-mid-stream", "stall"])
+def test_eventsource_is_told_by_an_event_and_the_cut(hasty: Through, name: str) -> None:
+    """``GET /stream``: the end's id, which stops it from coming back, is not given."""
+    reply = raw.ask(hasty.server.port, raw.get(f"/stream?prompt=hello&model={name}"))
+    assert "".join(reply.tokens) == text_of(5)
+    assert reply.error is not None
+    assert (reply.done, reply.whole, b".end" in reply.body) == (False, False, False)
+
+
 def test_no_fault_is_left_out() -> None:
     """A fault that chaos learns must be given its truth here, or in a test of its own."""
     assert {*TRUTHS, "deaf"} == {*FAULTS}

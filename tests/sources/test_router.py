@@ -9,9 +9,12 @@ import asyncio
 import json
 import logging
 import socket
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from email.utils import formatdate
+from pathlib import Path
 from time import time
 from typing import Any, TypeAlias
 
@@ -44,9 +47,22 @@ from tests.sources.fake_upstream import (
     delta,
     event,
 )
+from tests.support.tools import require_tool
 
 KEYS = ("sk-first-0123456789", "sk-second-987654321")
 WELL = HEAD + chunk(ANSWER) + LAST_CHUNK
+
+
+def self_signed(folder: Path) -> Path:
+    """A certificate that nobody trusts, with its key."""
+    path = folder / "both.pem"
+    subprocess.run(
+        [require_tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(path), "-out",
+         str(folder / "crt.pem"), "-days", "1", "-subj", "/CN=localhost"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_bytes(path.read_bytes() + (folder / "crt.pem").read_bytes())
+    return path
 
 
 Own: TypeAlias = list[dict[str, Any]]
@@ -303,6 +319,31 @@ async def test_what_would_not_get_better_is_told_at_once(answer: bytes) -> None:
         error = await made.failure()
         assert (made.asked, made.waits) == ([1, 0], [])
         assert error.should_retry is None
+
+
+async def test_half_an_answer_is_told_at_once() -> None:
+    """A byte of an answer means that the request was taken."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 20")
+
+    async with bench(script) as made:
+        assert (await made.failure()).should_retry is None
+        assert made.asked == [1]
+
+
+async def test_a_certificate_that_is_not_trusted_is_not_waited_for(tmp_path: Path) -> None:
+    """It does not get better by itself; another upstream may still answer."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path))
+    async with FakeUpstream(answering(WELL), context) as untrusted, FakeUpstream(answering(WELL)) as other:
+        made = Bench([untrusted], [{}])
+        assert "certificate is not trusted" in str(await made.failure())
+        assert (made.asked, made.waits) == ([0], [])
+        made = Bench([untrusted, other], [{}, {"weight": 0}])
+        assert await made.text() == "Hello world"
+        await made.source.aclose()
 
 
 async def test_silence_is_told_at_once() -> None:
