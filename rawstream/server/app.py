@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from rawstream.errors import LimitReached, ProtocolViolation, RawstreamError, SettingsError
-from rawstream.model import Observer, Source
+from rawstream.model import Observer, Source, Tracing
 from rawstream.server.connection import Connection
 from rawstream.server.endpoints.chat import ChatEndpoints
 from rawstream.server.endpoints.completions import CompletionEndpoints
@@ -70,6 +70,7 @@ class App:
         observers: tuple[Observer, ...] = (),
         extensions: tuple[Extension, ...] = (),
         sockets: list[socket.socket] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """``sockets``: listening ones to serve on, instead of the settings' address."""
         self.settings = settings
@@ -79,7 +80,7 @@ class App:
         self.handshakes: set[TlsProtocol] = set()
         """Connections that are not ready to speak HTTP yet."""
         self.tls = self._tls_context()
-        self.streams = Streams(settings, (StreamLog(), *observers))
+        self.streams = Streams(settings, (StreamLog(), *observers), tracing)
         self.governor = Governor(settings, self.streams)
         self.router = Router()
         self.operator_router = Router()

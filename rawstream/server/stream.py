@@ -25,6 +25,7 @@ from rawstream.flow.watch import Finding, StreamWatch
 from rawstream.model import (
     SourceStatistics,
     TokenStream,
+    Trace,
 )
 from rawstream.server.exchange import Exchange
 from rawstream.server.ids import random_id
@@ -50,6 +51,7 @@ class Stream:
         "settings",
         "signals",
         "tokens",
+        "trace",
         "watch",
     )
 
@@ -75,6 +77,8 @@ class Stream:
         self.tokens: TokenStream | None = None
         self.signals: weakref.ref[Signals] | None = None
         """Its source's mailbox. Weak: where the source has let go of its request, nobody can read signals."""
+        self.trace: Trace | None = None
+        """Where it is followed through several systems."""
         self.held: Callable[[], int] | None = None
         """Bytes held elsewhere (the lab's unbounded buffers)."""
         self.watch = StreamWatch(

@@ -34,12 +34,14 @@ from rawstream.model import (
     Source,
     StreamRecord,
     TokenStream,
+    Tracing,
 )
 from rawstream.server.demand import credit_of
 from rawstream.server.exchange import Exchange
 from rawstream.server.ids import random_id
 from rawstream.server.stream import Stream
 from rawstream.server.totals import ENDED_BY, Totals
+from rawstream.server.traces import begin_trace
 from rawstream.server.whole import WholeAnswers
 from rawstream.settings import Settings
 
@@ -56,8 +58,11 @@ class Discipline(Protocol):
 class Streams:
     """All live streams of one process."""
 
-    def __init__(self, settings: Settings, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self, settings: Settings, observers: Sequence[Observer] = (), tracing: Tracing | None = None
+    ) -> None:
         self.settings = settings
+        self.tracing = tracing
         self.admission = Admission(settings.max_streams)
         self.whole = WholeAnswers(self.admission)
         self.totals = Totals()
@@ -179,6 +184,7 @@ class Streams:
             request.is_committed = meter.is_committed
             tokens = source.tokens(request)
             dialect = dialect_of(request.id)
+            trace = begin_trace(self.tracing, request, exchange.head, exchange.path)
         except BaseException:
             exchange.stream_id = None
             self.admission.leave()
@@ -187,6 +193,8 @@ class Streams:
         stream = Stream(exchange, dialect.name, delivery, self.settings, lab=lab)
         if credit is not None and not lab:
             stream.credit, tokens = credit, OneByOne(tokens)
+        if trace is not None:
+            stream.trace, tokens = trace, trace.watch(tokens)
         stream.tokens = tokens
         stream.signals = weakref.ref(signals)
         exchange.forget_request()
@@ -251,6 +259,8 @@ class Streams:
         totals.outcomes[outcome.value] += 1
         for observer in self.observers:
             observer.stream_ended(record)
+        if stream.trace is not None:
+            stream.trace.ended(outcome, record)
 
 
 async def _close(tokens: TokenStream) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from rawstream.errors import MisuseError, SettingsError, UpstreamFailed, UpstreamIdle, UpstreamRejected
-from rawstream.model import Request, SourceStatistics, Token
+from rawstream.model import Request, SourceStatistics, Token, Trace
 from rawstream.settings import MiB, Settings
 from rawstream.sources.http_client import HttpClient, HttpResponse, origin_of
 from rawstream.sources.openai_events import DONE, answer_as_token, append_tokens, message_of
@@ -35,6 +35,7 @@ MAX_REJECTION: Final = 64 * 1024
 REJECTION_WAIT: Final = 5.0
 """Seconds that an error's body may take; without it the status is relayed all the same."""
 _RELAYED: Final = ("retry-after", "retry-after-ms", "x-should-retry")
+_PORTS: Final = {"http": 80, "https": 443}
 
 
 class UpstreamSource:
@@ -71,7 +72,7 @@ class UpstreamSource:
         UpstreamRejected. Cancelling is safe: the connection is closed.
         """
         body = msgspec.json.encode(self._body(request, stream=False))
-        return await self._whole("POST", "/chat/completions", body, due)
+        return await self._whole("POST", "/chat/completions", body, due, request.trace)
 
     async def models(self, *, due: float | None = None) -> bytes:
         """The body of the upstream's ``GET /models``, untouched. Raises as ``complete`` does."""
@@ -84,7 +85,7 @@ class UpstreamSource:
     async def start(self, request: Request, due: float) -> HttpResponse:
         """Send a streaming request; the response's head has status 200. Raises as ``complete`` does."""
         body = msgspec.json.encode(self._body(request, stream=True))
-        return await self._open("POST", "/chat/completions", body, "text/event-stream", due)
+        return await self._open("POST", "/chat/completions", body, "text/event-stream", due, request.trace)
 
     def _body(self, request: Request, *, stream: bool) -> dict[str, Any]:
         body = dict(request.extra)
@@ -98,7 +99,9 @@ class UpstreamSource:
             body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         return body
 
-    async def _open(self, method: str, path: str, body: bytes, accept: str, due: float | None) -> HttpResponse:
+    async def _open(
+        self, method: str, path: str, body: bytes, accept: str, due: float | None, trace: Trace | None = None
+    ) -> HttpResponse:
         """The response to a request, if its status is 200 and it is there by ``due``."""
         settings = self._settings
         timeout = settings.upstream_first_token_timeout
@@ -110,6 +113,9 @@ class UpstreamSource:
             headers.append(("content-type", "application/json"))
         if settings.upstream_api_key:
             headers.append(("authorization", f"Bearer {settings.upstream_api_key}"))
+        if trace is not None:
+            split = self._base
+            headers.extend(trace.upstream_asked(split.hostname or "", split.port or _PORTS[split.scheme]))
         late = f"the upstream sent no answer within {settings.upstream_first_token_timeout:g} s"
         response = await self.client.open(method, url, headers, body, head_timeout=timeout, late=late)
         try:
@@ -124,8 +130,10 @@ class UpstreamSource:
             raise
         return response
 
-    async def _whole(self, method: str, path: str, body: bytes, due: float | None = None) -> bytes:
-        response = await self._open(method, path, body, "application/json", due)
+    async def _whole(
+        self, method: str, path: str, body: bytes, due: float | None = None, trace: Trace | None = None
+    ) -> bytes:
+        response = await self._open(method, path, body, "application/json", due, trace)
         try:
             if media_type(response) != "application/json":
                 raise UpstreamFailed(f"the upstream answered with {self.kind_of(response)} instead of JSON")

@@ -16,10 +16,11 @@ from typing import Final
 
 from rawstream.errors import ClientError, LimitReached, RawstreamError, SourceFailed, StreamDeadline, UpstreamRejected
 from rawstream.flow.interrupt import Interruption
-from rawstream.model import CompletionSource, Request, Source, Token
+from rawstream.model import CompletionSource, Outcome, Request, Source, Token
 from rawstream.server.exchange import Exchange, error_headers
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
+from rawstream.server.traces import begin_trace
 from rawstream.sources.limited import limited
 from rawstream.wire import openai
 from rawstream.wire.json_body import BadField
@@ -85,11 +86,24 @@ class CompletionEndpoints:
         connection.stream_begins(interruption.interrupt)
         timeout = self.streams.settings.stream_timeout
         late = StreamDeadline(f"the answer took longer than {timeout:g} s")
+        trace = begin_trace(self.streams.tracing, request, exchange.head, exchange.path)
+        outcome = Outcome.SHUTDOWN
         connection.set_deadline(monotonic() + timeout, lambda: interruption.interrupt(late))
         try:
             async with interruption:
                 body = await self._whole_body(request, source)
+            outcome = Outcome.COMPLETED
+            if trace is not None:
+                trace.answered(body)
+        except RawstreamError as error:
+            outcome = Outcome(error.outcome)
+            raise
+        except Exception:
+            outcome = Outcome.SOURCE_FAILED
+            raise
         finally:
+            if trace is not None:
+                trace.ended(outcome, None)
             connection.stream_ends()
             self.streams.whole.leave(interruption)
         await exchange.respond_json(body)
