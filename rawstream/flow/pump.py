@@ -354,10 +354,10 @@ class Delivery:
         self.meter.bytes += len(beat)
         return True
 
-    async def finish(self, frames: bytes) -> None:
-        """The last frames, the terminal event and the clean end of the body, in one write."""
+    async def finish(self, frames: bytes, finish_reason: str | None = None, reason: str | None = None) -> None:
+        """The last frames, the terminal event (``Dialect.terminal``) and the clean end of the body, in one write."""
         begin = b"" if self.meter.committed else self._commit()
-        await self._finish(begin + frames + self._dialect.terminal())
+        await self._finish(begin + frames + self._dialect.terminal(finish_reason, reason))
 
     async def stop(self, reason: str) -> None:
         """The end of an answer that was stopped on purpose, as the dialect tells it, and the clean end of the body."""
