@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from rawstream.errors import MisuseError, SettingsError, UpstreamFailed, UpstreamIdle, UpstreamRejected
-from rawstream.model import Request, SourceStatistics, Token, Trace
+from rawstream.model import Request, SourceStatistics, Token, Trace, Usage
 from rawstream.settings import MiB, Settings
 from rawstream.sources.http_client import HttpClient, HttpResponse, origin_of
 from rawstream.sources.openai_events import DONE, answer_as_token, append_tokens, message_of
@@ -202,6 +202,7 @@ class UpstreamStream:
         "_response",
         "_source",
         "_whole",
+        "usage",
     )
 
     def __init__(self, source: UpstreamSource, request: Request, due: float | None, on_end: OnEnd | None) -> None:
@@ -218,6 +219,8 @@ class UpstreamStream:
         self._finish_seen = False
         self._whole = False
         """Is the answer complete, as far as its content goes?"""
+        self.usage: Usage | None = None
+        """What the upstream counted, as it told last. Only the last event of a read is looked at: it ends the answer."""
 
     def __aiter__(self) -> UpstreamStream:
         return self
@@ -240,6 +243,7 @@ class UpstreamStream:
             if self._request is not None:
                 answer = await self._begin(self._request)
                 if answer is not None:
+                    self.usage = answer.usage
                     return [answer]
             response = self._response
             if self._failure is not None:
@@ -332,6 +336,8 @@ class UpstreamStream:
             quoted = self._source.quotes_key(b"\n".join(payloads))
             self._failure = UpstreamFailed("the upstream failed") if quoted else failure
             self._whole = False
+        if tokens and tokens[-1].usage is not None:
+            self.usage = tokens[-1].usage
         if not self._finish_seen:
             for token in tokens:
                 if token.finish_reason is not None:
