@@ -101,6 +101,7 @@ class Exchange:
         "path",
         "refusal",
         "started",
+        "status",
         "stream_id",
     )
 
@@ -119,6 +120,8 @@ class Exchange:
         self.stream_id: str | None = None
         self.started = False
         """Has ``start`` been called?"""
+        self.status = 0
+        """Of the answer, once it was started."""
         self.finished = False
         self.close_after = False
         self._frame: Callable[[bytes], bytes] = connection.codec.frame
@@ -176,6 +179,7 @@ class Exchange:
         if self.started:
             raise MisuseError("the answer was started twice")
         self.started = True
+        self.status = status
         all_headers: list[tuple[str, str]] = [("date", http_date()), ("x-request-id", self.id), *headers]
         if self.stream_id is not None:
             all_headers.append(("x-stream-id", self.stream_id))
