@@ -294,8 +294,8 @@ class Observer(Protocol):
 class Trace(Protocol):
     """One request, followed through several systems. Its methods return quickly and never raise."""
 
-    def upstream_asked(self, host: str, port: int) -> Headers:
-        """An upstream is about to be asked, once per attempt: the header fields to send along."""
+    def upstream_asked(self, host: str, port: int, model: str | None) -> Headers:
+        """An upstream is about to be asked for ``model``, once per attempt: the header fields to send along."""
         ...
 
     def watch(self, tokens: TokenStream) -> TokenStream:

@@ -18,7 +18,7 @@ class PassedOn:
     def __init__(self, fields: Headers) -> None:
         self._fields = fields
 
-    def upstream_asked(self, host: str, port: int) -> Headers:
+    def upstream_asked(self, host: str, port: int, model: str | None) -> Headers:
         return self._fields
 
     def watch(self, tokens: TokenStream) -> TokenStream:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from rawstream.errors import MisuseError, SettingsError, UpstreamFailed, UpstreamIdle, UpstreamRejected
-from rawstream.model import Request, SourceStatistics, Token, Trace, Usage
+from rawstream.model import Headers, Request, SourceStatistics, Token, Usage
 from rawstream.settings import MiB, Settings
 from rawstream.sources.http_client import HttpClient, HttpResponse, origin_of
 from rawstream.sources.openai_events import DONE, answer_as_token, append_tokens, message_of
@@ -72,7 +72,7 @@ class UpstreamSource:
         UpstreamRejected. Cancelling is safe: the connection is closed.
         """
         body = msgspec.json.encode(self._body(request, stream=False))
-        return await self._whole("POST", "/chat/completions", body, due, request.trace)
+        return await self._whole("POST", "/chat/completions", body, due, self._trace(request))
 
     async def models(self, *, due: float | None = None) -> bytes:
         """The body of the upstream's ``GET /models``, untouched. Raises as ``complete`` does."""
@@ -85,7 +85,14 @@ class UpstreamSource:
     async def start(self, request: Request, due: float) -> HttpResponse:
         """Send a streaming request; the response's head has status 200. Raises as ``complete`` does."""
         body = msgspec.json.encode(self._body(request, stream=True))
-        return await self._open("POST", "/chat/completions", body, "text/event-stream", due, request.trace)
+        return await self._open("POST", "/chat/completions", body, "text/event-stream", due, self._trace(request))
+
+    def _trace(self, request: Request) -> Headers:
+        """What to tell the upstream of what this request is a part of."""
+        if request.trace is None:
+            return ()
+        base, model = self._base, request.model or self._settings.upstream_model
+        return request.trace.upstream_asked(base.hostname or "", base.port or _PORTS[base.scheme], model)
 
     def _body(self, request: Request, *, stream: bool) -> dict[str, Any]:
         body = dict(request.extra)
@@ -100,7 +107,7 @@ class UpstreamSource:
         return body
 
     async def _open(
-        self, method: str, path: str, body: bytes, accept: str, due: float | None, trace: Trace | None = None
+        self, method: str, path: str, body: bytes, accept: str, due: float | None, told: Headers = ()
     ) -> HttpResponse:
         """The response to a request, if its status is 200 and it is there by ``due``."""
         settings = self._settings
@@ -113,9 +120,7 @@ class UpstreamSource:
             headers.append(("content-type", "application/json"))
         if settings.upstream_api_key:
             headers.append(("authorization", f"Bearer {settings.upstream_api_key}"))
-        if trace is not None:
-            split = self._base
-            headers.extend(trace.upstream_asked(split.hostname or "", split.port or _PORTS[split.scheme]))
+        headers.extend(told)
         late = f"the upstream sent no answer within {settings.upstream_first_token_timeout:g} s"
         response = await self.client.open(method, url, headers, body, head_timeout=timeout, late=late)
         try:
@@ -130,10 +135,8 @@ class UpstreamSource:
             raise
         return response
 
-    async def _whole(
-        self, method: str, path: str, body: bytes, due: float | None = None, trace: Trace | None = None
-    ) -> bytes:
-        response = await self._open(method, path, body, "application/json", due, trace)
+    async def _whole(self, method: str, path: str, body: bytes, due: float | None = None, told: Headers = ()) -> bytes:
+        response = await self._open(method, path, body, "application/json", due, told)
         try:
             if media_type(response) != "application/json":
                 raise UpstreamFailed(f"the upstream answered with {self.kind_of(response)} instead of JSON")
