@@ -66,6 +66,13 @@ class BadRequest(ClientError):
     """The request is well-framed HTTP, but asks for something that makes no sense."""
 
 
+class Unauthorized(ClientError):
+    """Nobody knows who asks: there is no key, or not one that is known."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
 class ModelNotFound(ClientError):
     """No upstream serves the model that was asked for."""
 
