@@ -289,6 +289,14 @@ class Settings:
         "info", "Life cycle", "text", "debug, info, warning or error. Every stream's end is one info line."
     )
 
+    otel: bool | None = _setting(
+        None,
+        "Life cycle",
+        "flag",
+        "Send traces to an OpenTelemetry collector; default: where OTEL_EXPORTER_OTLP_ENDPOINT names one. Needs "
+        "rawstream[otel].",
+    )
+
     # --- the lab
     lab: bool | None = _setting(
         None,
