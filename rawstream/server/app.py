@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import socket
 import ssl
 from time import monotonic
 from typing import Any, Protocol
 
-from rawstream.errors import LimitReached, ProtocolViolation, RawstreamError, SettingsError
+from rawstream.errors import LimitReached, ModelNotAllowed, ProtocolViolation, RawstreamError, SettingsError
+from rawstream.limits.budget import Ledger, MemoryLedger
+from rawstream.limits.redis_ledger import RedisLedger
+from rawstream.limits.redis_link import RedisLink
 from rawstream.model import Observer, Source, Tracing
+from rawstream.server.access import Access, users_of
 from rawstream.server.connection import Connection
 from rawstream.server.endpoints.chat import ChatEndpoints
 from rawstream.server.endpoints.completions import CompletionEndpoints
@@ -80,8 +85,14 @@ class App:
         self.handshakes: set[TlsProtocol] = set()
         """Connections that are not ready to speak HTTP yet."""
         self.tls = self._tls_context()
-        self.streams = Streams(settings, (StreamLog(), *observers), tracing)
+        self.redis = None if settings.redis is None else RedisLink(settings.redis)
+        """The connection to Redis; None: none is configured."""
+        self.ledger: Ledger = MemoryLedger() if self.redis is None else RedisLedger(self.redis)
+        """Where users' budgets are kept."""
+        self.streams = Streams(settings, (StreamLog(), *observers), tracing, self.ledger)
         self.governor = Governor(settings, self.streams)
+        self.users = users_of(settings)
+        self.access = Access(settings, self.users, self.ledger)
         self.router = Router()
         self.operator_router = Router()
         """What the admin port answers, and nothing else."""
@@ -142,7 +153,9 @@ class App:
             exchange.close_after = True
         try:
             try:
-                handler = await prepare(self.operator_router if connection.operator else self.router, exchange)
+                handler = await prepare(
+                    self.operator_router if connection.operator else self.router, exchange, self.access
+                )
                 if handler is not None:
                     await handler(exchange)
             except RawstreamError as error:
@@ -154,6 +167,8 @@ class App:
                     log.warning("request failed: %r %r", str(error), error.detail or "")
                 if isinstance(error, LimitReached):
                     self.refusals[error.code] = self.refusals.get(error.code, 0) + 1
+                if exchange.user is not None and isinstance(error, LimitReached | ModelNotAllowed):
+                    self.streams.totals.of_user(exchange.user.name).refused(error.code)
                 await exchange.refuse(error)
         except RawstreamError:
             return False  # the client left while it was being refused
@@ -244,7 +259,10 @@ class App:
         """Where to reach the server: ``http://127.0.0.1:8000``, or ``unix:/path``."""
         if self.settings.uds is not None:
             return f"unix:{self.settings.uds}"
-        host, port = self.sockets[0].getsockname()[:2]
+        name = self.sockets[0].getsockname()
+        if not isinstance(name, tuple):
+            return f"unix:{os.fsdecode(name)}"
+        host, port = name[:2]
         scheme = "http" if self.tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -294,6 +312,9 @@ class App:
         if self._admin is not None:
             self._admin.close()
         self.governor.stop()
+        await self.streams.spending.settled()
+        if self.redis is not None:
+            await self.redis.aclose()
         await self.source.aclose()
 
     def levels(self) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import math
 import weakref
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from rawstream.errors import (
     ClientStalled,
     StreamDeadline,
 )
+from rawstream.flow.allowance import AllowanceSink
 from rawstream.flow.credit import Credit, CreditSink
 from rawstream.flow.interrupt import Interruption
 from rawstream.flow.kernel import tcp_info
@@ -29,7 +30,11 @@ from rawstream.model import (
 )
 from rawstream.server.exchange import Exchange
 from rawstream.server.ids import random_id
+from rawstream.server.spending import Tab
 from rawstream.settings import Settings
+
+_LEAST: Final = {"chat": 16, "event-source": 16, "openai": 16}
+"""Fewest bytes of one token's frame, by dialect. The others join the tokens of a batch: one byte each."""
 
 
 class Stream:
@@ -50,6 +55,7 @@ class Stream:
         "public_id",
         "settings",
         "signals",
+        "tab",
         "tokens",
         "trace",
         "watch",
@@ -73,6 +79,8 @@ class Stream:
         """The lab's name for how this stream is delivered; None for an ordinary one."""
         self.credit: Credit | None = None
         """What the client has asked for, where it asked for a demand that is exact to the token."""
+        self.tab: Tab | None = None
+        """What its user pays for it; None: nobody was named."""
         self.interruption = Interruption()
         self.tokens: TokenStream | None = None
         self.signals: weakref.ref[Signals] | None = None
@@ -101,7 +109,20 @@ class Stream:
 
     def sink(self) -> Sink:
         """Where its frames go."""
-        return self.delivery if self.credit is None else CreditSink(self.delivery, self.credit, self.meter)
+        sink: Sink = self.delivery
+        if self.tab is not None and self.tab.lease is not None:
+            sink = AllowanceSink(sink, self.tab.lease, self.meter, _LEAST.get(self.dialect_name, 1))
+        return sink if self.credit is None else CreditSink(sink, self.credit, self.meter)
+
+    @property
+    def user(self) -> str | None:
+        """Who asked; None: nobody was named."""
+        return None if self.tab is None else self.tab.user.name
+
+    @property
+    def leased(self) -> bool:
+        """Does a budget hold it?"""
+        return self.tab is not None and self.tab.lease is not None
 
     def look(self) -> None:
         """The deadline's callback: heartbeat, stall, end of life."""

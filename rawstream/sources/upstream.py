@@ -223,7 +223,7 @@ class UpstreamStream:
         self._whole = False
         """Is the answer complete, as far as its content goes?"""
         self.usage: Usage | None = None
-        """What the upstream counted, as it told last. Only the last event of a read is looked at: it ends the answer."""
+        """What the upstream counted, as it told last: in the last event of a read, where an answer ends."""
 
     def __aiter__(self) -> UpstreamStream:
         return self
