@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-
 _LONGEST_DETAIL: Final = 4000
 """Characters: a traceback of some depth. An exception's text may be as long as what a client sent."""
 

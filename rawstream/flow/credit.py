@@ -21,7 +21,7 @@ from typing import cast
 
 from rawstream.errors import BadRequest, MisuseError
 from rawstream.flow.pump import Meter, Sink
-from rawstream.model import SourceItem, SourceStatistics, Token, TokenItem, TokenStream, Usage
+from rawstream.model import SourceItem, SourceStatistics, Token, TokenItem, TokenStream
 
 
 class Credit:
@@ -131,11 +131,6 @@ class OneByOne:
         self._held.clear()
         await self._stream.aclose()
 
-    @property
-    def usage(self) -> Usage | None:
-        """What the stream underneath says was counted."""
-        return usage_of(self._stream)
-
     def statistics(self) -> SourceStatistics:
         """What the stream underneath holds, and what waits here (bytes of text and of raw events)."""
         held = sum(_size(item) for item in self._held)
@@ -144,11 +139,6 @@ class OneByOne:
             return SourceStatistics(buffered=held, peak_buffered=held)
         below = cast(SourceStatistics, inner())
         return SourceStatistics(buffered=below.buffered + held, peak_buffered=below.peak_buffered + held)
-
-
-def usage_of(stream: TokenStream | None) -> Usage | None:
-    """What an upstream counted, as its stream tells; None: it did not say, or is none."""
-    return getattr(stream, "usage", None)
 
 
 def _size(item: TokenItem) -> int:
