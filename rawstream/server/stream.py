@@ -171,8 +171,10 @@ class Stream:
         """Bytes that a wrong discipline keeps in the program: an answer that is collected before it is sent."""
         return 0 if self.held is None else self.held()
 
-    def delivered(self) -> int:
+    def delivered(self, waiting: int | None = None) -> int:
         """Tokens that the client's kernel has taken, as of the stream's end.
+
+        ``waiting``: bytes that it has not taken yet, to know it of a stream that runs.
 
         Where the connection is there, what was written is on its way and counts. Where it was lost, the kernel knew
         how many bytes had not been taken: as many tokens as these bytes hold on average were not delivered.
@@ -180,6 +182,8 @@ class Stream:
         meter = self.meter
         written = meter.tokens if self.lab else meter.tokens_written
         undelivered = self.exchange.connection.undelivered
+        if undelivered is None:
+            undelivered = waiting
         if not undelivered or not meter.bytes:
             return written
         return max(0, written - math.ceil(undelivered * written / meter.bytes))

@@ -161,9 +161,11 @@ class Streams:
                             await stream.delivery.finish(last)
                     finally:
                         stream.end_signals()
-                        await _close(tokens)
-                        if stream.interruption.reason is not None:
-                            self.timings.cancel.add(monotonic() - stream.interruption.at)
+                        try:
+                            await _close(tokens)
+                        finally:
+                            if stream.interruption.reason is not None:
+                                self.timings.cancel.add(monotonic() - stream.interruption.at)
             except RawstreamError as reason:
                 error = reason
             except Exception as failure:

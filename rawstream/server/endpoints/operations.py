@@ -10,7 +10,6 @@ import msgspec
 
 from rawstream.errors import BadRequest
 from rawstream.server.exchange import Exchange
-from rawstream.server.metrics import CONTENT_TYPE
 from rawstream.server.peers import came_through_proxy, is_loopback, peer_of
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
@@ -42,8 +41,9 @@ class OperationsEndpoints:
         *,
         ready: Callable[[], bool],
         levels: Callable[[], dict[str, Any]],
-        metrics: Callable[[], Coroutine[Any, Any, bytes]],
+        metrics: Callable[[str | None], Coroutine[Any, Any, tuple[str, bytes]]],
     ) -> None:
+        """``metrics(accept)``: content type and body, for a request with that ``Accept``."""
         self.streams = streams
         self._metrics = metrics
         self._ready = ready
@@ -73,5 +73,5 @@ class OperationsEndpoints:
     async def metrics(self, exchange: Exchange) -> None:
         """For Prometheus."""
         require_operator(exchange)
-        body = await self._metrics()
-        await exchange.respond(200, [("content-type", CONTENT_TYPE), ("cache-control", "no-store")], body)
+        content_type, body = await self._metrics(exchange.head.header("accept"))
+        await exchange.respond(200, [("content-type", content_type), ("cache-control", "no-store")], body)
