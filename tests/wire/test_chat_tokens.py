@@ -27,6 +27,16 @@ def test_the_bytes_of_a_chat_stream() -> None:
     assert dialect.terminal() == dialect.terminal("length") == b"data: [DONE]\n\n"
 
 
+def test_an_answer_that_ends_early_says_why() -> None:
+    """It is whole, and the event before its end says what ended it; an EventSource sees it as an event without an id."""
+    told = b'data: {"finish_reason": "length", "code": "insufficient_quota"}\n\n'
+    assert ChatTokens().terminal("length", "insufficient_quota") == told + b"data: [DONE]\n\n"
+    assert EventSource("7f").terminal("length", "insufficient_quota") == (
+        b"retry: 2000\n" + told + b"id: 7f.end\ndata: [DONE]\n\n"
+    )
+    assert b'"finish_reason": "stop", "code": "x"' in ChatTokens().terminal(reason="x")
+
+
 def test_the_headers_of_an_event_stream() -> None:
     """As every client and proxy needs them; the same for both dialects."""
     expected = {

@@ -244,6 +244,29 @@ def test_a_stream_that_we_end_gets_the_upstreams_finish_chunk() -> None:
     assert done == "[DONE]"
 
 
+def test_an_answer_that_we_end_early_says_why_in_its_finish_chunk() -> None:
+    """``"rawstream":{"reason":…}`` beside the choices: no SDK minds a field more. Usage and [DONE] follow as ever."""
+    stream = dialect(include_usage=True)
+    stream.encode(["a", "b"])
+    frames = stream.terminal("length", "insufficient_quota")
+    assert frames.startswith(
+        b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":7,"model":"m",'
+        b'"choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}],'
+        b'"rawstream":{"reason":"insufficient_quota"},"usage":null}\n\n'
+    )
+    finish, usage, done = chunks(frames)
+    assert finish["rawstream"] == {"reason": "insufficient_quota"}
+    assert (usage["usage"]["completion_tokens"], done) == (2, "[DONE]")
+
+
+def test_a_whole_answer_that_we_end_early_says_why_too() -> None:
+    answer = json.loads(
+        whole_answer(["a"], id="c", created=1, model="m", finish_reason="length", reason="insufficient_quota")
+    )
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["rawstream"] == {"reason": "insufficient_quota"}
+
+
 def test_what_the_upstream_left_open_is_not_closed_for_it() -> None:
     """Without a reason of our own we do not make one up."""
     stream = dialect()

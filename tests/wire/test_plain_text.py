@@ -18,7 +18,7 @@ def test_the_text_goes_out_as_it_is() -> None:
 def test_there_is_no_room_for_anything_but_text() -> None:
     """No head, heartbeat, error or terminal: the framing says how it ended."""
     dialect = PlainText()
-    assert dialect.head() == dialect.heartbeat == dialect.error("m", "c") == dialect.terminal("stop") == b""
+    assert dialect.head() == dialect.heartbeat == dialect.error("m", "c") == dialect.terminal("length", "code") == b""
 
 
 def test_the_headers_of_a_text_stream() -> None:

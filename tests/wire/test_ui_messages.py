@@ -301,6 +301,22 @@ def test_usage_is_metadata_of_the_finished_message() -> None:
     }
 
 
+def test_why_an_answer_ends_early_is_metadata_of_the_finished_message() -> None:
+    """Beside its usage, where that is known."""
+    dialect = UIMessages("m")
+    dialect.encode(["a"])
+    assert parts(dialect.terminal("length", "insufficient_quota"))[-2] == {
+        "type": "finish",
+        "finishReason": "length",
+        "messageMetadata": {"reason": "insufficient_quota"},
+    }
+    dialect.encode([Token(usage=Usage(1, 1, 2))])
+    assert parts(dialect.terminal("length", "rate_limit_exceeded"))[-2]["messageMetadata"] == {
+        "usage": {"inputTokens": 1, "outputTokens": 1, "totalTokens": 2},
+        "reason": "rate_limit_exceeded",
+    }
+
+
 def test_data_parts_are_told_where_they_come() -> None:
     """Transient ones leave the text open; those that stay in the message end it."""
     kept = DataPart("source_1", {"url": "é"}, transient=False)
