@@ -25,23 +25,28 @@ def cache_dir() -> Path:
     return Path(base) / "rawstream-bench"
 
 
-def compiled(name: str) -> Path:
-    """Path of the program ``gen/<name>.c``, compiled when its text has changed; NoCompiler when that cannot be."""
+def compiled(name: str, *, tls: bool = False) -> Path:
+    """Path of the program ``gen/<name>.c``, compiled when its text has changed; NoCompiler when that cannot be.
+
+    ``tls`` gives it OpenSSL, whose headers (Debian: libssl-dev) must be there.
+    """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NoCompiler("no C compiler found: install gcc or clang, or set CC (the Python generator needs none)")
     text = b"".join(path.read_bytes() for path in (SOURCES / f"{name}.c", *sorted(SOURCES.glob("*.h"))))
-    flags = ["-O2", "-std=gnu11", "-Wall"]
+    flags = ["-O2", "-std=gnu11", "-Wall", *(["-DBENCH_TLS"] if tls else [])]
+    libraries = ["-lssl", "-lcrypto"] if tls else []
     digest = hashlib.sha256(text + " ".join([compiler, *flags]).encode()).hexdigest()[:16]
     target = cache_dir() / f"{name}-{digest}"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}")
-    done = subprocess.run(
-        [compiler, *flags, "-o", str(partial), str(SOURCES / f"{name}.c")], capture_output=True, text=True, check=False
-    )
+    argv = [compiler, *flags, "-o", str(partial), str(SOURCES / f"{name}.c"), *libraries]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
+        if "openssl/" in done.stderr or "-lssl" in done.stderr:
+            raise NoCompiler("OpenSSL's headers are not installed (Debian: apt-get install libssl-dev)")
         raise NoCompiler(f"{compiler} could not compile gen/{name}.c:\n{done.stderr[-2000:]}")
     partial.replace(target)
     return target

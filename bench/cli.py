@@ -64,8 +64,8 @@ def choose_peers(text: str | None, peers: dict[str, Peer]) -> dict[str, Peer]:
         if not found:
             raise click.BadParameter(f"no peer is called {word!r}; there are {', '.join(peers)}", param_hint="--peers")
         chosen |= {name: peers[name] for name in found}
-        if word == "rawstream":  # its gateway is the same program
-            chosen["rawstream-gateway"] = peers["rawstream-gateway"]
+        if word == "rawstream":  # its other forms are the same program
+            chosen |= {name: peers[name] for name in report.OURS}
     return {name: peer for name, peer in peers.items() if name in chosen}
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,13 @@ def cores() -> Cores:
     server, generator = usable[0], usable[1 % len(usable)]
     upstream = usable[2] if len(usable) > 2 else generator
     return Cores(frozenset({server}), frozenset({generator}), frozenset({upstream}), len(usable) > 1)
+
+
+def free_port() -> int:
+    """A TCP port that is free on loopback now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 _PIN = """

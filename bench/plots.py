@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.report import OURS as OUR_PEERS
 from bench.report import present
 from bench.results import Results
 from bench.scenarios.base import Scenario
@@ -20,7 +21,7 @@ class NoMatplotlib(RuntimeError):
 
 
 def colour(peer: str, kind: str | None) -> str:
-    if peer in ("rawstream", "rawstream-gateway"):
+    if peer in OUR_PEERS:
         return OURS
     if peer.startswith("rawstream"):
         return DISCIPLINES

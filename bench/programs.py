@@ -99,10 +99,22 @@ class Generator(Program):
     """The load generator: groups of connections, each reading in its own manner."""
 
     def __init__(
-        self, cores: Iterable[int], expected: Path, *, python: bool = False, prefix: Sequence[str] = ()
+        self,
+        cores: Iterable[int],
+        expected: Path,
+        *,
+        python: bool = False,
+        tls: bool = False,
+        prefix: Sequence[str] = (),
     ) -> None:
+        """``tls``: groups may ask for TLS; only the program in C can, else ProgramFailed says what is missing."""
         fallback = [sys.executable, "-m", "bench.pygen"]
-        if python:
+        if tls:
+            try:
+                argv = [str(compiled("generator", tls=True))]
+            except NoCompiler as error:
+                raise ProgramFailed(f"no generator that speaks TLS: {error}") from None
+        elif python:
             argv = fallback
         else:
             try:

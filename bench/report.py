@@ -17,7 +17,14 @@ from bench.scenarios import Scenario, all_scenarios
 from bench.scenarios.base import Column, Goal
 from bench.trend import RULE, Spread
 
-OURS = ("rawstream", "rawstream-gateway")
+OURS = (
+    "rawstream",
+    "rawstream-gateway",
+    "rawstream-tls",
+    "rawstream-everything",
+    "rawstream-gateway-everything",
+)
+"""Peers that are rawstream as it is meant to be used."""
 
 
 def number(value: float, digits: int) -> str:
@@ -54,9 +61,10 @@ class Verdict:
         return {True: "reached", False: "**missed**", None: "not judged"}[self.reached]
 
 
-def ours(results: Results, scenario: str, part: str) -> str | None:
+def ours(results: Results, scenario: Scenario, part: str) -> str | None:
     """Which peer of this part is rawstream itself."""
-    return next((name for name in results.peers_of(scenario, part) if name in OURS), None)
+    peers = results.peers_of(scenario.name, part)
+    return next((name for name in scenario.us if name in peers), None)
 
 
 def judge(results: Results, scenario: Scenario) -> Iterator[Verdict]:
@@ -113,7 +121,7 @@ def table(results: Results, scenario: Scenario, part: str) -> tuple[list[str], l
     """Header and rows of one part: figures, ratios to rawstream, words and marks."""
     name = scenario.name
     peers = results.peers_of(name, part)
-    us = ours(results, name, part)
+    us = ours(results, scenario, part)
     used = [column for column in scenario.columns if any(column.key in run.values for run in results.of(name, part))]
     words = [word for word in scenario.words if any(word[0] in run.words for run in results.of(name, part))]
     header = ["peer"]
@@ -154,7 +162,7 @@ def remarks(results: Results, scenario: str, part: str, peer: str) -> str:
 
 def winners(results: Results, scenario: Scenario, part: str) -> list[str]:
     """Sentences: which peer is ahead of rawstream, in which figure, by how much."""
-    us = ours(results, scenario.name, part)
+    us = ours(results, scenario, part)
     if us is None:
         return []
     said = []
@@ -285,11 +293,17 @@ def present(results: Results) -> list[Scenario]:
     return [scenario for name, scenario in all_scenarios().items() if name in measured]
 
 
-README_MORE: Final = (("slow_fifth", "memory", "grown_mib"), ("thin_pipe", "one reader", "ahead_seconds"))
+README_MORE: Final = (
+    ("slow_fifth", "memory", "grown_mib"),
+    ("thin_pipe", "one reader", "ahead_seconds"),
+    ("handshakes", "full", "us_per_handshake"),
+    ("handshakes", "resumed", "us_per_handshake"),
+    ("tls_paced", "steady", "us_per_token"),
+)
 """What stands in the README's table although it has no goal."""
 
-TYPICAL: Final = ("uvicorn-starlette-h11", "httpx-gateway")
-"""What most people have: uvicorn + Starlette, as server and (with httpx) as gateway."""
+TYPICAL: Final = ("uvicorn-starlette-h11", "httpx-gateway", "uvicorn-tls-h11")
+"""What most people have: uvicorn + Starlette, as server and (with httpx) as gateway; uvicorn's own https."""
 
 
 def readme(results: Results) -> str:
@@ -341,10 +355,10 @@ def _readme_row(
     found: list[tuple[float, str]] = []
     for peer in peers:
         spread = results.spread(scenario.name, part, peer, column.key)
-        if spread and results.peers.get(peer, {}).get("kind") in ("server", "gateway"):
+        if spread and results.peers.get(peer, {}).get("kind") in ("server", "gateway", "tls"):
             found.append((spread.median, peer))
     best = (max if column.better == "more" else min)(found, default=None)
-    us = next((verdict.goal.peer for verdict in verdicts), ours(results, scenario.name, part)) or OURS[0]
+    us = next((verdict.goal.peer for verdict in verdicts), ours(results, scenario, part)) or OURS[0]
     typical = next((peer for peer in TYPICAL if peer in peers), "")
     title = scenario.part_titles.get(part, part)
     unit = f", {column.unit}" if column.unit else ""

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.host import Cores, cores, environment
+from bench.host import Cores, cores, environment, free_port
 from bench.netns import NoNamespaces
 from bench.peers import Peer, make_context
 from bench.peers._source import TOKENS
 from bench.programs import ProgramFailed, write_expected
 from bench.results import Measurement, Results
 from bench.scenarios.base import Bench, Scale, Scenario
-from bench.serving import ServerFailed, free_port
+from bench.serving import ServerFailed
 
 
 @dataclass(frozen=True)

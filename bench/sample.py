@@ -55,6 +55,20 @@ def cpu_seconds(pid: int) -> float:
     return total / TICK
 
 
+def cpu_by_name(pid: int) -> dict[str, float]:
+    """The same for each program of the tree, by its name; children that have ended are not in it."""
+    found: dict[str, float] = {}
+    for each in process_tree(pid):
+        try:
+            with open(f"/proc/{each}/stat", "rb") as file:
+                before, _, after = file.read().rpartition(b")")
+        except OSError:
+            continue
+        name, fields = before.partition(b"(")[2].decode(errors="replace"), after.split()
+        found[name] = found.get(name, 0.0) + sum(int(fields[i]) for i in (11, 12)) / TICK
+    return found
+
+
 def write_calls(pid: int) -> int:
     """write() and writev() calls of the tree so far, all descriptors (``syscw``; the kernel does not count send())."""
     total = 0

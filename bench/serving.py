@@ -22,8 +22,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench import netns
-from bench.host import pinned
+from bench.certificate import trusting_all
+from bench.host import free_port, pinned
 from bench.peers import Peer, PeerContext, make_context
+from bench.peers.contract import ANY_KEY
 from bench.sample import KernelQueues, Queues, Sampler, cpu_seconds, process_tree, resident_bytes, write_calls
 
 Event = tuple[str, str, int, int]
@@ -34,15 +36,14 @@ class ServerFailed(RuntimeError):
     """The peer did not start, or died; the message holds the end of what it printed."""
 
 
-def free_port() -> int:
-    """A TCP port that is free on loopback now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def chat_request(
-    path: str, mock: Mapping[str, Any], *, numbered: bool = False, joined: bool = False, host: str = "bench"
+    path: str,
+    mock: Mapping[str, Any],
+    *,
+    numbered: bool = False,
+    joined: bool = False,
+    host: str = "bench",
+    key: str = ANY_KEY,
 ) -> str:
     """The bytes of a ``POST`` for this mock stream.
 
@@ -51,19 +52,19 @@ def chat_request(
     body: dict[str, Any] = {"prompt": "bench #@@@@@@" if numbered else "bench", "mock": dict(mock)}
     if joined:
         body["joined"] = True
-    return _post(path, json.dumps(body), host)
+    return _post(path, json.dumps(body), host, key)
 
 
-def completion_request(path: str, host: str = "bench") -> str:
+def completion_request(path: str, host: str = "bench", key: str = ANY_KEY) -> str:
     """The bytes of a streaming chat completion."""
     message = {"model": "bench", "stream": True, "messages": [{"role": "user", "content": "bench"}]}
-    return _post(path, json.dumps(message), host)
+    return _post(path, json.dumps(message), host, key)
 
 
-def _post(path: str, body: str, host: str) -> str:
+def _post(path: str, body: str, host: str, key: str) -> str:
     return (
         f"POST {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: bench\r\naccept: text/event-stream\r\nauthorization: "
-        f"Bearer sk-bench\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+        f"Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
     )
 
 
@@ -134,12 +135,14 @@ class Server:
             time.sleep(0.05)
 
     def connect(self, timeout: float) -> socket.socket:
-        """A blocking connection from where the server is."""
+        """A blocking connection from where the server is; its handshake is over where the peer speaks TLS."""
         with self._inside():
             made = socket.socket()
         made.settimeout(timeout)
         try:
             made.connect(("127.0.0.1", self.port))
+            if self.peer.tls:
+                return trusting_all().wrap_socket(made)
         except OSError:
             made.close()
             raise

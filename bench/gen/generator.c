@@ -2,7 +2,7 @@
  *
  * Commands come on stdin, one flat JSON object per line; answers go to stdout, one per line. generator.py speaks the same.
  *   {"cmd":"expect","path":…}                       tokens that streams consist of (u32 length + bytes, each), repeating
- *   {"cmd":"group","name":…,"count":N,"mode":"fast|paced|stalled|short","request":…, …}     see read_group()
+ *   {"cmd":"group","name":…,"count":N,"mode":"fast|paced|stalled|short|handshake","request":…, …}     see read_group()
  *   {"cmd":"run"}                                   connect; then "connected" and "streaming" are reported
  *   {"cmd":"snap"}                                  counters so far, with our own CPU time
  *   {"cmd":"reset"}                                 forget histograms: what follows is the measurement
@@ -30,10 +30,11 @@
 
 #include "histogram.h"
 #include "response.h"
+#include "secure.h"
 #include "timers.h"
 
-enum mode { FAST, PACED, STALLED, SHORT };
-enum life { UNBORN, CONNECTING, OPEN, FINISHED, LEFT, FAILED };
+enum mode { FAST, PACED, STALLED, SHORT, HANDSHAKE };
+enum life { UNBORN, CONNECTING, SECURING, OPEN, FINISHED, LEFT, FAILED };
 enum task { TASK_CONNECT, TASK_READ, TASK_LEAVE };
 
 struct connection;
@@ -43,6 +44,7 @@ struct group {
     enum mode mode;
     enum dialect dialect;
     int count, rcvbuf, sequential, rst;
+    int tls, resume; /* HANDSHAKE: resume with the ticket of the connection before */
     char *request;
     size_t request_length;
     char *mark; /* where the connection's number goes into the request: '@@@@@@' */
@@ -56,7 +58,7 @@ struct group {
     struct expected expected;
     struct connection *connections;
     /* counters */
-    uint64_t connected, answered, begun, completed, cut, wrong, bad_status, failed, closed_by_server, reconnects, left;
+    uint64_t connected, answered, begun, completed, cut, wrong, bad_status, failed, closed_by_server, reconnects, left, resumed;
     uint64_t got_tokens, got_bytes, reads, settled;
     uint64_t last_first_token; /* ns since run */
     char first_wrong[200];
@@ -75,6 +77,7 @@ struct connection {
     uint64_t arrivals_count, arrivals_capacity;
     int64_t first_us; /* first token of the first answer; -1: none yet */
     struct response response;
+    struct secure secure;
 };
 
 static struct group *groups[64];
@@ -110,6 +113,7 @@ static void settle(struct connection *c) {
 
 static void hang_up(struct connection *c, enum life life) {
     if (c->fd >= 0) {
+        secure_end(&c->secure, life == FINISHED);
         close(c->fd);
         c->fd = -1;
         c->watching = 0;
@@ -154,7 +158,7 @@ static void send_request(struct connection *c) {
         snprintf(number, sizeof number, "%06d", c->index % 1000000);
         memcpy(g->mark, number, 6);
     }
-    ssize_t n = send(c->fd, g->request + c->sent, g->request_length - c->sent, MSG_NOSIGNAL);
+    ssize_t n = secure_send(&c->secure, c->fd, g->request + c->sent, g->request_length - c->sent);
     if (n < 0) {
         if (errno == EAGAIN)
             return;
@@ -268,6 +272,7 @@ static void ended(struct connection *c, int clean) {
     if (g->mode == SHORT && (!g->requests || c->answers < g->requests)) {
         c->first = c->last = 0;
         if (r->close || !clean) {
+            secure_end(&c->secure, clean);
             close(c->fd);
             c->watching = 0;
             g->reconnects++;
@@ -285,7 +290,7 @@ static void ended(struct connection *c, int clean) {
 
 static void read_some(struct connection *c, size_t most) {
     struct group *g = c->group;
-    ssize_t n = recv(c->fd, buffer, most < sizeof buffer ? most : sizeof buffer, 0);
+    ssize_t n = secure_recv(&c->secure, c->fd, buffer, most < sizeof buffer ? most : sizeof buffer);
     if (n < 0) {
         if (errno == EAGAIN || errno == EINTR)
             return;
@@ -325,10 +330,66 @@ static void read_some(struct connection *c, size_t most) {
         watch(c, EPOLLET | EPOLLRDHUP);
 }
 
+/* HANDSHAKE: once the ticket is here both sides have finished (RFC 8446 §4.6.1); then the next connection. */
+static void await_ticket(struct connection *c) {
+    struct group *g = c->group;
+    ssize_t n = secure_recv(&c->secure, c->fd, buffer, sizeof buffer);
+    if (!c->secure.tickets && n < 0 && errno == EAGAIN) {
+        watch(c, EPOLLIN | EPOLLRDHUP);
+        return;
+    }
+    if (!c->secure.tickets || n > 0) {
+        g->failed++;
+        broken(c, n > 0 ? "an answer that nobody asked for" : "closed before its ticket");
+        hang_up(c, FAILED);
+        return;
+    }
+    g->completed++;
+    settle(c);
+    secure_end(&c->secure, 1);
+    close(c->fd);
+    c->watching = 0;
+    g->reconnects++;
+    begin_connect(c);
+}
+
+static void begin_request(struct connection *c) {
+    c->life = OPEN;
+    c->group->connected++;
+    if (c->group->mode == HANDSHAKE) {
+        histogram_add(&c->group->answer, (now_ns() - c->started) / 1000);
+        c->group->resumed += (uint64_t)secure_resumed(&c->secure);
+        await_ticket(c);
+    } else
+        send_request(c);
+}
+
+static void shake_hands(struct connection *c) {
+    switch (secure_handshake(&c->secure)) {
+    case SECURE_DONE:
+        begin_request(c);
+        break;
+    case SECURE_READ:
+        watch(c, EPOLLIN | EPOLLRDHUP);
+        break;
+    case SECURE_WRITE:
+        watch(c, EPOLLOUT);
+        break;
+    case SECURE_FAILED:
+        c->group->failed++;
+        broken(c, secure_why());
+        hang_up(c, FAILED);
+    }
+}
+
 static void ready(struct connection *c, uint32_t events) {
     struct group *g = c->group;
     if (c->fd < 0)
         return;
+    if (c->life == SECURING) {
+        shake_hands(c);
+        return;
+    }
     if (c->life == CONNECTING) {
         int error = 0;
         socklen_t length = sizeof error;
@@ -341,9 +402,20 @@ static void ready(struct connection *c, uint32_t events) {
         }
         if (!(events & EPOLLOUT))
             return;
-        c->life = OPEN;
-        g->connected++;
-        send_request(c);
+        if (!g->tls) {
+            begin_request(c);
+            return;
+        }
+        c->secure.resume = g->resume;
+        const char *wrong = secure_begin(&c->secure, c->fd);
+        if (wrong)
+            fail(wrong);
+        c->life = SECURING;
+        shake_hands(c);
+        return;
+    }
+    if (g->mode == HANDSHAKE) {
+        await_ticket(c);
         return;
     }
     if (c->sent < g->request_length && (events & EPOLLOUT)) {
@@ -399,12 +471,14 @@ static void read_group(struct object *o) {
     groups[group_count++] = g;
     snprintf(g->name, sizeof g->name, "%s", json_text(o, "name", "group"));
     const char *mode = json_text(o, "mode", "fast"), *dialect = json_text(o, "dialect", "tokens");
-    g->mode = !strcmp(mode, "paced") ? PACED : !strcmp(mode, "stalled") ? STALLED : !strcmp(mode, "short") ? SHORT : FAST;
+    g->mode = !strcmp(mode, "paced") ? PACED : !strcmp(mode, "stalled") ? STALLED : !strcmp(mode, "short") ? SHORT : !strcmp(mode, "handshake") ? HANDSHAKE : FAST;
     g->dialect = !strcmp(dialect, "openai") ? OPENAI : !strcmp(dialect, "plain") ? PLAIN : TOKENS;
     g->count = (int)json_number(o, "count", 1);
     g->rcvbuf = (int)json_number(o, "rcvbuf", 0);
     g->sequential = (int)json_number(o, "sequential", 0);
     g->rst = (int)json_number(o, "rst", 0);
+    g->tls = (int)json_number(o, "tls", 0);
+    g->resume = (int)json_number(o, "resume", 0);
     g->read_bytes = (size_t)json_number(o, "read_bytes", 4096);
     g->every_ms = json_number(o, "every_ms", 100);
     g->start_ms = json_number(o, "start_ms", 0);
@@ -467,6 +541,7 @@ static void report(const char *event, int whole) {
         NUMBER("closed_by_server", g->closed_by_server);
         NUMBER("reconnects", g->reconnects);
         NUMBER("left", g->left);
+        NUMBER("resumed", g->resumed);
         NUMBER("reads", g->reads);
         NUMBER("bytes", g->got_bytes);
         NUMBER("last_first_token_us", g->last_first_token / 1000);

@@ -64,6 +64,8 @@ HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent.parent
 ENV_DIR: Final = HERE.parent / ".peers"
 """The private environment that ``python -m bench peers --install`` makes."""
+ANY_KEY: Final = "sk-bench"
+"""What clients send to peers that do not look at it."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Peer:
 
     name: str
     kind: str
-    """server | gateway | floor | rawstream (``rawstream-gateway`` too: it has a ``completions`` path)."""
+    """server | gateway | floor | tls | rawstream (``rawstream-gateway`` too: it has a ``completions`` path)."""
     command: Callable[[PeerContext], list[str]]
     paths: Mapping[str, str]
     """``{"chat": "/chat", "stats": "/stats"}``, ``text`` where it has one; gateways ``completions``."""
@@ -114,6 +116,10 @@ class Peer:
     """Where its counters are; None when it has none."""
     notes: str = ""
     """How it is configured, and whose documentation it follows."""
+    tls: bool = False
+    """Its port speaks https."""
+    key: str = ANY_KEY
+    """The API key that its clients send."""
 
 
 BACKLOG: Final = 2048

@@ -5,8 +5,11 @@ from __future__ import annotations
 import getpass
 import resource
 import shutil
+from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
+from bench.certificate import Certificate
 from bench.peers.contract import BACKLOG, GATEWAY_PATHS, Peer, PeerContext, output_of
 
 _CONFIG = """\
@@ -32,7 +35,8 @@ http {{
         keepalive_requests 1000000;
     }}
     server {{
-        listen {host}:{port} backlog={backlog};
+        listen {host}:{port}{ssl} backlog={backlog};
+        {certificate}
         keepalive_requests 1000000;
         location / {{
             proxy_pass http://model;
@@ -48,36 +52,51 @@ http {{
 """
 
 
-def _nginx() -> str | None:
+_TLS: Final = (
+    "ssl_certificate {cert}; ssl_certificate_key {key}; ssl_protocols TLSv1.2 TLSv1.3; ssl_prefer_server_ciphers on;"
+)
+
+
+def _program() -> str | None:
     return shutil.which("nginx", path="/usr/sbin:/usr/local/sbin") or shutil.which("nginx")
+
+
+def configuration(ctx: PeerContext, upstream: str, *, certificate: Certificate | None = None) -> str:
+    """nginx in front of ``upstream`` (HOST:PORT); https with a certificate, TLS 1.2 and newer, as rawstream has it."""
+    # Started by root, nginx would give its worker to 'nobody', who cannot write into the work folder.
+    user = f"user {getpass.getuser()};" if getpass.getuser() == "root" else ""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return _CONFIG.format(
+        files=40000 if hard == resource.RLIM_INFINITY else min(40000, hard),
+        workdir=ctx.workdir,
+        user=user,
+        upstream=upstream,
+        host=ctx.host,
+        port=ctx.port,
+        backlog=BACKLOG,
+        ssl=" ssl" if certificate else "",
+        certificate=_TLS.format(cert=certificate.cert, key=certificate.key) if certificate else "",
+    )
+
+
+def nginx(ctx: PeerContext, config: Path) -> list[str]:
+    """The command line with this configuration file."""
+    return [str(_program()), "-e", "stderr", "-p", str(ctx.workdir), "-c", str(config)]
 
 
 def _command(ctx: PeerContext) -> list[str]:
     config = ctx.workdir / "nginx.conf"
-    # Started by root, nginx would give its worker to 'nobody', who cannot write into the work folder.
-    user = f"user {getpass.getuser()};" if getpass.getuser() == "root" else ""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    config.write_text(
-        _CONFIG.format(
-            files=40000 if hard == resource.RLIM_INFINITY else min(40000, hard),
-            workdir=ctx.workdir,
-            user=user,
-            upstream=urlsplit(ctx.upstream).netloc,
-            host=ctx.host,
-            port=ctx.port,
-            backlog=BACKLOG,
-        )
-    )
-    return [str(_nginx()), "-e", "stderr", "-p", str(ctx.workdir), "-c", str(config)]
+    config.write_text(configuration(ctx, urlsplit(ctx.upstream).netloc))
+    return nginx(ctx, config)
 
 
-def _version(ctx: PeerContext) -> str:
-    nginx = _nginx()
-    return "nginx " + (output_of(nginx, "-v").rpartition("/")[2] if nginx else "?")
+def version(ctx: PeerContext) -> str:
+    program = _program()
+    return "nginx " + (output_of(program, "-v").rpartition("/")[2] if program else "?")
 
 
-def _missing(ctx: PeerContext) -> str | None:
-    return None if _nginx() else "nginx is not installed (python -m bench peers --install --apt)"
+def missing(ctx: PeerContext) -> str | None:
+    return None if _program() else "nginx is not installed (python -m bench peers --install --apt)"
 
 
 PEERS = (
@@ -86,8 +105,8 @@ PEERS = (
         kind="gateway",
         command=_command,
         paths=GATEWAY_PATHS,
-        version=_version,
-        missing=_missing,
+        version=version,
+        missing=missing,
         stats=None,
         notes=(
             "proxy_buffering off, proxy_http_version 1.1, 'Connection' cleared, keepalive 1024, one worker "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from bench.scenarios.base import Scenario
 from bench.scenarios.control import Control
+from bench.scenarios.everything import Everything
 from bench.scenarios.gateway import Gateway
+from bench.scenarios.handshakes import Handshakes
 from bench.scenarios.idle import Idle
 from bench.scenarios.leavers import Leavers
 from bench.scenarios.many import Many
@@ -15,6 +17,7 @@ from bench.scenarios.slow_fifth import SlowFifth
 from bench.scenarios.stalled import Stalled
 from bench.scenarios.thin_pipe import ThinPipeScenario
 from bench.scenarios.throughput import Throughput
+from bench.scenarios.tls_paced import TlsPaced
 
 __all__ = ["Scenario", "all_scenarios"]
 
@@ -30,6 +33,9 @@ def all_scenarios() -> dict[str, Scenario]:
         Leavers(),
         Short(),
         Gateway(),
+        Everything(),
+        Handshakes(),
+        TlsPaced(),
         ThinPipeScenario(),
         Many(),
         Perceived(),

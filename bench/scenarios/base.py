@@ -103,21 +103,23 @@ class Bench:
             if warm:
                 if upstream:
                     upstream.answer(tokens=20, rate=None)
-                    server.warm_up([completion_request(peer.paths["completions"])])
+                    server.warm_up([completion_request(peer.paths["completions"], key=peer.key)])
                 else:
                     mock = {"tokens": 20, "tokens_per_second": None, "suspend": True}
-                    server.warm_up([chat_request(peer.paths["chat"], mock)])
+                    server.warm_up([chat_request(peer.paths["chat"], mock, key=peer.key)])
             began, busy, used = time.monotonic(), core_seconds(self.cores.server), server.cpu()
             yield server
             if server.alive:
                 others = core_seconds(self.cores.server) - busy - (server.cpu() - used)
                 self.foreign = max(0.0, others / (time.monotonic() - began))
 
-    def generator(self, *, pipe: ThinPipe | None = None) -> Generator:
+    def generator(self, *, pipe: ThinPipe | None = None, tls: bool = False) -> Generator:
+        """``tls``: its groups may say ``tls=1``; then it is the program in C, whatever was asked for."""
         return Generator(
             self.cores.generator,
             self.expected,
             python=self.python_generator,
+            tls=tls,
             prefix=pipe.prefix(pipe.client) if pipe else (),
         )
 
@@ -150,6 +152,8 @@ class Scenario(abc.ABC):
     bars: ClassVar[Sequence[str]] = ()
     """Columns that are plotted as bars, one plot per part."""
     log_bars: ClassVar[bool] = False
+    us: ClassVar[Sequence[str]] = ("rawstream", "rawstream-gateway")
+    """Which peer is rawstream itself: the first of these that takes part."""
     for_all: ClassVar[bool] = False
     """No peer is left out, however short a run's budget is."""
 

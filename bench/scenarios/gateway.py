@@ -105,7 +105,7 @@ class Gateway(Scenario):
         return ("unpaced", "paced", "first", "stalled")
 
     def wants(self, peer: Peer, part: str) -> bool:
-        return "completions" in peer.paths
+        return peer.kind == "gateway" or peer.name == "rawstream-gateway"
 
     def estimate(self, scale: Scale, part: str, stretch: float) -> float:
         if part == "first":
@@ -122,90 +122,13 @@ class Gateway(Scenario):
         ):
             request = completion_request(peer.paths["completions"])
             if part in ("unpaced", "paced"):
-                self._relay(bench, server, upstream, generator, request, found, rate=RATE if part == "paced" else None)
+                paced = part == "paced"
+                count = (PACED if paced else UNPACED)[bench.scale]
+                relay(bench, server, upstream, generator, request, found, count=count, rate=RATE if paced else None)
             elif part == "first":
-                self._first(bench, server, upstream, generator, request, found)
+                first(bench, server, upstream, generator, request, found)
             else:
                 self._stalled(bench, server, upstream, generator, request, found)
-
-    def _relay(
-        self,
-        bench: Bench,
-        server: Server,
-        upstream: Upstream,
-        generator: Generator,
-        request: str,
-        found: Measurement,
-        rate: int | None,
-    ) -> None:
-        upstream.answer(tokens=None, rate=rate)
-        count = (PACED if rate else UNPACED)[bench.scale]
-        generator.group(
-            "clients",
-            count=count,
-            mode="fast",
-            dialect="openai",
-            port=server.port,
-            request=request,
-            ramp_ms=1000 if rate else 0,
-            rate=rate or 0,
-        )
-        generator.run()
-        if generator.streaming(20) is None:
-            found.marks.append("not every stream had its first token after 20 s")
-        time.sleep(0.3)
-        generator.reset()
-        before, cpu_before, up_before = generator.snap(), server.cpu(), upstream.stats()
-        time.sleep(bench.lasting(SECONDS))
-        after, cpu_after, up_after = generator.snap(), server.cpu(), upstream.stats()
-        result = generator.stop()
-        check_answers(found, result)
-        wall, tokens = after["seconds"] - before["seconds"], tokens_of(after) - tokens_of(before)
-        helpers = (after["cpu_seconds"] - before["cpu_seconds"]) / wall
-        if bench.cores.upstream == bench.cores.generator:
-            helpers += (up_after["cpu_seconds"] - up_before["cpu_seconds"]) / wall
-        mark_bottleneck(found, helpers)
-        found.values |= {"generator_cpu": helpers, "gateway_cpu": (cpu_after - cpu_before) / wall}
-        if not tokens:
-            found.failure = found.failure or "no token arrived"
-            return
-        found.values |= {"us_per_token": (cpu_after - cpu_before) / tokens * 1e6, "tokens_per_second": tokens / wall}
-        if rate:
-            found.values["late_p99_ms"] = ms(result["late_us"]["p99"])
-            if tokens < 0.95 * count * rate * wall:
-                found.marks.append(f"only {tokens / (count * rate * wall):.0%} of the pace")
-
-    def _first(
-        self, bench: Bench, server: Server, upstream: Upstream, generator: Generator, request: str, found: Measurement
-    ) -> None:
-        upstream.answer(tokens=1, rate=None)
-        asked = ALONE[bench.scale]
-        seen = {}
-        for name, port in (("direct", upstream.port), ("through", server.port)):
-            generator.group(
-                name, count=1, mode="short", dialect="openai", port=port, request=request, tokens=1, requests=asked
-            )
-            if name == "direct":
-                generator.run()
-            ends = time.monotonic() + 60
-            while (group := generator.snap()["groups"][name])["completed"] < asked and time.monotonic() < ends:
-                if group["wrong"] or group["failed"] or group["bad_status"]:
-                    break
-                time.sleep(0.05)
-        result = generator.stop()
-        check_answers(found, result)
-        for name in ("direct", "through"):
-            seen[name] = result["groups"][name]["first_us"]
-            if not seen[name]["count"]:
-                found.failure = found.failure or f"no answer came {name}"
-                return
-        found.values |= {
-            "added_p50_us": seen["through"]["p50"] - seen["direct"]["p50"],
-            "added_p99_us": seen["through"]["p99"] - seen["direct"]["p99"],
-            "direct_p50_us": seen["direct"]["p50"],
-        }
-        if result["groups"]["through"]["reconnects"]:
-            found.marks.append("the gateway closes the connection after each answer")
 
     def _stalled(
         self, bench: Bench, server: Server, upstream: Upstream, generator: Generator, request: str, found: Measurement
@@ -262,3 +185,86 @@ class Gateway(Scenario):
             found.failure = (
                 f"{count - group['connected']} of {count} clients could not connect ({group['first_wrong']})"
             )
+
+
+def relay(
+    bench: Bench,
+    server: Server,
+    upstream: Upstream,
+    generator: Generator,
+    request: str,
+    found: Measurement,
+    *,
+    count: int,
+    rate: int | None,
+) -> None:
+    """CPU per token of ``count`` endless streams through a gateway, each at ``rate`` tokens/s (None: unpaced)."""
+    upstream.answer(tokens=None, rate=rate)
+    generator.group(
+        "clients",
+        count=count,
+        mode="fast",
+        dialect="openai",
+        port=server.port,
+        request=request,
+        ramp_ms=1000 if rate else 0,
+        rate=rate or 0,
+    )
+    generator.run()
+    if generator.streaming(20) is None:
+        found.marks.append("not every stream had its first token after 20 s")
+    time.sleep(0.3)
+    generator.reset()
+    before, cpu_before, up_before = generator.snap(), server.cpu(), upstream.stats()
+    time.sleep(bench.lasting(SECONDS))
+    after, cpu_after, up_after = generator.snap(), server.cpu(), upstream.stats()
+    result = generator.stop()
+    check_answers(found, result)
+    wall, tokens = after["seconds"] - before["seconds"], tokens_of(after) - tokens_of(before)
+    helpers = (after["cpu_seconds"] - before["cpu_seconds"]) / wall
+    if bench.cores.upstream == bench.cores.generator:
+        helpers += (up_after["cpu_seconds"] - up_before["cpu_seconds"]) / wall
+    mark_bottleneck(found, helpers)
+    found.values |= {"generator_cpu": helpers, "gateway_cpu": (cpu_after - cpu_before) / wall}
+    if not tokens:
+        found.failure = found.failure or "no token arrived"
+        return
+    found.values |= {"us_per_token": (cpu_after - cpu_before) / tokens * 1e6, "tokens_per_second": tokens / wall}
+    if rate:
+        found.values["late_p99_ms"] = ms(result["late_us"]["p99"])
+        if tokens < 0.95 * count * rate * wall:
+            found.marks.append(f"only {tokens / (count * rate * wall):.0%} of the pace")
+
+
+def first(
+    bench: Bench, server: Server, upstream: Upstream, generator: Generator, request: str, found: Measurement
+) -> None:
+    """What a gateway adds to the time to the first token, one request at a time."""
+    upstream.answer(tokens=1, rate=None)
+    asked = ALONE[bench.scale]
+    seen = {}
+    for name, port in (("direct", upstream.port), ("through", server.port)):
+        generator.group(
+            name, count=1, mode="short", dialect="openai", port=port, request=request, tokens=1, requests=asked
+        )
+        if name == "direct":
+            generator.run()
+        ends = time.monotonic() + 60
+        while (group := generator.snap()["groups"][name])["completed"] < asked and time.monotonic() < ends:
+            if group["wrong"] or group["failed"] or group["bad_status"]:
+                break
+            time.sleep(0.05)
+    result = generator.stop()
+    check_answers(found, result)
+    for name in ("direct", "through"):
+        seen[name] = result["groups"][name]["first_us"]
+        if not seen[name]["count"]:
+            found.failure = found.failure or f"no answer came {name}"
+            return
+    found.values |= {
+        "added_p50_us": seen["through"]["p50"] - seen["direct"]["p50"],
+        "added_p99_us": seen["through"]["p99"] - seen["direct"]["p99"],
+        "direct_p50_us": seen["direct"]["p50"],
+    }
+    if result["groups"]["through"]["reconnects"]:
+        found.marks.append("the gateway closes the connection after each answer")
