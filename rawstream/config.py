@@ -17,7 +17,9 @@ from typing import Any, Final, NamedTuple
 
 from rawstream import config_file
 from rawstream.config_file import TomlFile
-from rawstream.config_upstreams import did_you_mean, read_upstreams, unusable
+from rawstream.config_tables import did_you_mean
+from rawstream.config_upstreams import read_upstreams, unusable
+from rawstream.config_users import read_users
 from rawstream.config_values import parse_bytes, parse_count, parse_flag, parse_ratio, parse_seconds, read_value
 from rawstream.errors import SettingsError
 from rawstream.settings import FIELDS, Settings, faults
@@ -40,7 +42,8 @@ __all__ = [
 PREFIX: Final = "RAWSTREAM_"
 OTHER_VARIABLES: Final = frozenset({"RAWSTREAM_CONFIG", "RAWSTREAM_API_KEY"})
 """Variables of the command line that are not settings of the server."""
-_UPSTREAMS: Final = "upstreams"
+_TABLES: Final = {"upstreams": read_upstreams, "users": read_users}
+"""What there may be several of, and stands in the file alone."""
 
 
 class Loaded(NamedTuple):
@@ -141,21 +144,21 @@ class _Reading:
 
         for name, value in file.table.items():
             line = file.line((name,))
-            if name == _UPSTREAMS:
-                upstreams, wrongs = read_upstreams(value, environ, Path(file.path).parent)
+            if name in _TABLES:
+                tables, wrongs = _TABLES[name](value, environ, Path(file.path).parent)
                 for one in wrongs:
                     wrong(file.line(one.path), str(one))
                 if not wrongs:
-                    self._values[name] = upstreams
+                    self._values[name] = tables
             elif name in FIELDS:
                 try:
                     self._values[name] = read_value(FIELDS[name].metadata["unit"], value)
                 except ValueError as error:
                     wrong(line, f"{name}: {_shown(name, value)} {error}")
             else:
-                wrong(line, f"there is no setting {name!r}{did_you_mean(name, [*FIELDS, _UPSTREAMS])}")
+                wrong(line, f"there is no setting {name!r}{did_you_mean(name, [*FIELDS, *_TABLES])}")
             self._in_file.add(name)
-            self.origins[name] = f"{file.path}:{file.line((name, 0) if name == _UPSTREAMS else (name,))}"
+            self.origins[name] = f"{file.path}:{file.line((name, 0) if name in _TABLES else (name,))}"
         self.problems += [problem for _, problem in sorted(found, key=lambda one: one[0])]
 
     def settings(self) -> Settings | None:

@@ -6,14 +6,12 @@ Rule 2: paths are relative to the file that names them.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-from rawstream.config_file import KeyPath
-from rawstream.config_values import read_value
+from rawstream.config_tables import Fault, Names, Shape, Table, tables_of
 from rawstream.errors import MisuseError, SettingsError
 from rawstream.settings.tables import UpstreamSettings, upstream_faults
 from rawstream.sources.http_client import origin_of, tls_context
@@ -33,41 +31,27 @@ _UNITS: Final = {
     "ca": "text",
 }
 _KEYS: Final = ("api_key", "api_key_env", "api_key_file")
-_SHOWN: Final = frozenset(_UNITS) - {"url", "api_key", "api_key_env"}
-"""Values that may be repeated in an error. A URL may hold a password; a key may stand where its variable should."""
-
-
-class Fault(NamedTuple):
-    """Something wrong at a place in the file."""
-
-    path: KeyPath
-    message: str
-
-    def __str__(self) -> str:
-        """``upstreams[1].url: the message``."""
-        shown = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in self.path).removeprefix(".")
-        return f"{shown}: {self.message}"
+_SHAPE: Final = Shape(
+    "upstreams",
+    _UNITS,
+    ("name", "url"),
+    # A URL may hold a password; a key may stand where its variable should.
+    frozenset(_UNITS) - {"url", "api_key", "api_key_env"},
+)
 
 
 def read_upstreams(
     value: object, environ: Mapping[str, str], folder: Path
 ) -> tuple[tuple[UpstreamSettings, ...], list[Fault]]:
     """The upstreams that a file's ``upstreams`` names, without those that are wrong, and what is wrong."""
-    faults: list[Fault] = []
-    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
-        return (), [Fault(("upstreams",), "must be tables: write [[upstreams]] above the keys of each")]
+    tables, faults = tables_of(_SHAPE, value)
     upstreams: list[UpstreamSettings] = []
-    names: dict[str, int] = {}
-    for index, table in enumerate(value):
-        reader = _Table(("upstreams", index), table, environ, folder)
-        upstream = reader.read()
-        if upstream is not None:
-            first = names.setdefault(upstream.name, index)
-            if first != index:
-                reader.fault("name", f"{upstream.name!r} is the name of upstreams[{first}] already")
-            else:
-                upstreams.append(upstream)
-        faults += reader.faults
+    names = Names(_SHAPE)
+    for table in tables:
+        upstream = _Upstream(table, environ, folder).read()
+        if upstream is not None and names.take(upstream.name, table):
+            upstreams.append(upstream)
+        faults += table.faults
     return tuple(upstreams), faults
 
 
@@ -94,56 +78,41 @@ def unusable(values: Mapping[str, Any]) -> Iterator[str]:
             yield str(error)
 
 
-class _Table:
-    """One table being read."""
+class _Upstream:
+    """One table being read as an upstream."""
 
-    def __init__(self, path: KeyPath, table: dict[str, Any], environ: Mapping[str, str], folder: Path) -> None:
-        self._path = path
+    def __init__(self, table: Table, environ: Mapping[str, str], folder: Path) -> None:
         self._table = table
         self._environ = environ
         self._folder = folder
-        self.faults: list[Fault] = []
-
-    def fault(self, key: str, message: str) -> None:
-        path = (*self._path, key) if key in self._table else self._path
-        self.faults.append(Fault(path, message if key in self._table else f"{key} {message}"))
 
     def read(self) -> UpstreamSettings | None:
         """The upstream; None when something is wrong with it."""
-        values: dict[str, Any] = {}
-        for key, value in self._table.items():
-            if key not in _UNITS:
-                self.fault(key, f"there is no such key{did_you_mean(key, _UNITS)}")
-                continue
-            try:
-                values[key] = _names(value) if _UNITS[key] == "names" else read_value(_UNITS[key], value)
-            except ValueError as error:
-                self.fault(key, f"{value!r} {error}" if key in _SHOWN else f"the value {error}")
-        for key in ("name", "url"):
-            if key not in self._table:
-                self.fault(key, "is missing")
+        table = self._table
+        values = table.values()
         self._fetch_key(values)
         for key, message in upstream_faults(values):
             if key in values:
-                self.fault(key if key in self._table else self._key_given(), message)
+                table.fault(key if key in table.given else self._key_given(), message)
         if "url" in values and (said := url_fault(values["url"])) is not None:
-            self.fault("url", said)
+            table.fault("url", said)
         if "ca" in values:
             values["ca"] = str(self._folder / values["ca"])
             try:
                 tls_context(values["ca"])
             except SettingsError as error:
-                self.fault("ca", str(error).removeprefix("upstream_ca: "))
-        return None if self.faults else UpstreamSettings(**values)
+                table.fault("ca", str(error).removeprefix("upstream_ca: "))
+        return None if table.faults else UpstreamSettings(**values)
 
     def _key_given(self) -> str:
-        return next((key for key in _KEYS if key in self._table), "api_key")
+        return next((key for key in _KEYS if key in self._table.given), "api_key")
 
     def _fetch_key(self, values: dict[str, Any]) -> None:
         """Put the key itself in the place of what says where it is."""
-        given = [key for key in _KEYS if key in self._table]
+        table = self._table
+        given = [key for key in _KEYS if key in table.given]
         if len(given) > 1:
-            self.fault(given[1], f"excludes {given[0]}: there is one key")
+            table.fault(given[1], f"excludes {given[0]}: there is one key")
         variable, file = values.pop("api_key_env", None), values.pop("api_key_file", None)
         if len(given) > 1:
             return
@@ -151,29 +120,17 @@ class _Table:
             if not self._environ.get(variable):
                 # What is no variable's name may be the key itself, put in the wrong place.
                 shown = repr(variable) if variable.isupper() and variable.isidentifier() else "that name"
-                self.fault("api_key_env", f"the environment has no variable of {_called(shown)}")
+                table.fault("api_key_env", f"the environment has no variable of {_called(shown)}")
             else:
                 values["api_key"] = self._environ[variable]
         if file is not None:
             try:
                 values["api_key"] = (self._folder / file).read_text(encoding="utf-8").strip()
             except OSError as error:
-                self.fault("api_key_file", f"cannot read {file}: {error.strerror}")
+                table.fault("api_key_file", f"cannot read {file}: {error.strerror}")
             except UnicodeDecodeError:
-                self.fault("api_key_file", f"cannot read {file}: it is not text")
+                table.fault("api_key_file", f"cannot read {file}: it is not text")
 
 
 def _called(shown: str) -> str:
     return shown if shown == "that name" else f"the name {shown}"
-
-
-def _names(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ValueError('must be a list of names: ["one", "other*"]')
-    return tuple(value)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``; did you mean weight?``, or nothing when no known name is like it."""
-    close = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -78,23 +78,32 @@ def test_an_empty_variable_is_not_set() -> None:
     assert config.load({}, {"RAWSTREAM_UDS": "", "RAWSTREAM_PORT": ""}).settings == Settings()
 
 
+SAMPLES: Final = {
+    "user_header": "x-user",
+    "trusted_proxies": "10.0.0.0/8",
+    "allowed_hosts": "a.example",
+    "cors_origins": "https://a.example",
+}
+
+
 def test_every_setting_can_be_given_in_each_place(tmp_path: Path) -> None:
     """Each field of the table is a flag, a variable and a key; its default, written out, reads back as itself."""
     for name, field in FIELDS.items():
         text = "true" if field.metadata["unit"] == "flag" else default_text(field)
         if text is None:
-            text = {"path": "/a", "url": "http://a"}.get(field.metadata["unit"], "a:1")
+            text = SAMPLES.get(name) or {"path": "/a", "url": "http://a"}.get(field.metadata["unit"], "a:1")
         expected = config.parse(name, text, "a test")
         if field.default is not None:
             assert expected == pytest.approx(field.default)
         in_file = written(tmp_path, f'{name} = "{text}"\n')
+        with_it = {} if name != "user_header" else {"RAWSTREAM_TRUSTED_PROXIES": "::1"}
         for loaded in (
-            config.load({name: text}, {}),
-            config.load({}, {config.variable(name): text}),
-            config.load({}, {}, in_file),
+            config.load({name: text}, with_it),
+            config.load({}, {config.variable(name): text, **with_it}),
+            config.load({}, with_it, in_file),
         ):
             assert getattr(loaded.settings, name) == expected
-            assert list(loaded.origins) == [name]
+            assert {*loaded.origins} - {"trusted_proxies"} == {name} - {"trusted_proxies"}
 
 
 def test_toml_numbers_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -376,7 +385,7 @@ def test_everything_that_is_wrong_is_said_at_once_in_the_order_of_the_file(tmp_p
     text = """\
 port = 8.5
 stall_timuot = 3
-notes = \"\"\"
+remarks = \"\"\"
 [[upstreams]]
 \"\"\"
 heartbeat = [
@@ -398,7 +407,7 @@ models = [
     assert problems(tmp_path, text) == [
         "rawstream.toml:1: port: 8.5 is not a whole number",
         "rawstream.toml:2: there is no setting 'stall_timuot'; did you mean stall_timeout?",
-        "rawstream.toml:3: there is no setting 'notes'",
+        "rawstream.toml:3: there is no setting 'remarks'",
         "rawstream.toml:6: heartbeat: [1, 2] is not a number",
         "rawstream.toml:15: upstreams[1]: url is missing",
         "rawstream.toml:17: upstreams[1].models: must name at least one model, and no empty one",

@@ -14,6 +14,7 @@ from rawstream.cli.chaos import chaos
 from rawstream.cli.chat import chat
 from rawstream.cli.check import check
 from rawstream.cli.doctor import doctor
+from rawstream.cli.key import key
 from rawstream.cli.lab import lab
 from rawstream.cli.serve import serve
 
@@ -33,6 +34,7 @@ rawstream_command.add_command(lab)
 rawstream_command.add_command(check)
 rawstream_command.add_command(chaos)
 rawstream_command.add_command(doctor)
+rawstream_command.add_command(key)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 Rule 1: everything that is wrong is told at once, one line each, on stdout.
 Rule 2: exit code 0: all is well; 1: something does not answer as it should; 2: the settings are wrong.
-Rule 3: no key is ever shown.
+Rule 3: no key is ever shown, nor what is held of it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from typing import Final
 
 import click
 import msgspec
 
 from rawstream import config
 from rawstream.config import Examined
-from rawstream.settings import Settings
+from rawstream.settings import Settings, UserSettings
 from rawstream.sources.probe import Probe, probe
 from rawstream.sources.upstreams import upstreams_of
 
@@ -60,6 +61,7 @@ def _json(examined: Examined, probes: list[Probe]) -> str:
         "file": examined.file,
         "problems": examined.problems,
         "warnings": [] if loaded is None else loaded.warnings,
+        "users": [] if loaded is None else [_user(user) for user in loaded.settings.users],
         "upstreams": [{**msgspec.to_builtins(seen), "ok": seen.ok} for seen in probes],
         "ok": loaded is not None and all(seen.ok for seen in probes),
     }
@@ -81,6 +83,7 @@ def _text(examined: Examined, probes: list[Probe], no_network: bool) -> str:
         lines += [f"{upstream.name}  {upstream.url}  not asked" for upstream in upstreams]
     for seen in probes:
         lines += _told(seen)
+    lines += _users(settings)
     return "\n".join(lines)
 
 
@@ -91,3 +94,36 @@ def _told(seen: Probe) -> list[str]:
     if seen.models_status is not None:
         lines.append(f"  GET /models: {seen.models_status}; key: {seen.key}")
     return lines + [f"  problem: {problem}" for problem in seen.problems] + [f"  note: {note}" for note in seen.notes]
+
+
+_LIMITS: Final = {
+    "max_streams": "streams at once",
+    "requests_per_minute": "requests a minute",
+    "tokens_per_minute": "tokens a minute",
+    "tokens_per_day": "tokens a day",
+}
+
+
+def _user(user: UserSettings) -> dict[str, object]:
+    return {
+        "name": user.name,
+        "keys": len(user.keys),
+        "models": list(user.models),
+        **{name: getattr(user, name) for name in _LIMITS},
+    }
+
+
+def _users(settings: Settings) -> list[str]:
+    lines = []
+    if settings.user_header is not None:
+        lines.append(f"users are named by {settings.trusted_proxies}, in {settings.user_header}")
+        if not settings.users:
+            lines.append("no [[users]]: whomever it names may ask, without limits")
+    for user in settings.users:
+        keys = "1 key" if len(user.keys) == 1 else f"{len(user.keys)} keys"
+        limits = [
+            f"{getattr(user, name)} {words}" for name, words in _LIMITS.items() if getattr(user, name) is not None
+        ]
+        told = [keys, f"models {', '.join(user.models)}", *(limits or ["no limits"])]
+        lines.append(f"user {user.name}: " + "; ".join(told))
+    return lines

@@ -96,7 +96,10 @@ class Access:
         origin = exchange.head.header("origin")
         if self._pages is not None:
             self._share(exchange, origin, self._pages)
-        if self._hosts is not None or (origin is not None and self._local_names_only):
+        # A preflight does nothing, and what it asks about comes here too.
+        if self._hosts is not None or (
+            origin is not None and self._local_names_only and exchange.head.method != "OPTIONS"
+        ):
             self._check_name(exchange)
 
     def admit(self, exchange: Exchange, need: Need) -> None:
