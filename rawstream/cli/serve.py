@@ -212,6 +212,8 @@ def _reload(server: Server) -> None:
 
 def _announce(server: Server, settings: Settings) -> None:
     lines = [f"rawstream listening on {server.url}"]
+    if server.app.admin_url is not None:
+        lines.append(f"rawstream admin on {server.app.admin_url}")
     if sys.stderr.isatty() and settings.log_format == "text" and settings.log_level in ("debug", "info"):
         if settings.uds is not None:
             where = f"--unix-socket {settings.uds} http://localhost/chat"

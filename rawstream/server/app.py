@@ -171,7 +171,7 @@ class App:
         """Answer one request; whatever goes wrong, it goes wrong for this connection alone."""
         exchange = Exchange(connection, head)
         del head
-        if self.draining:
+        if self._ends(connection):
             exchange.close_after = True
         try:
             try:

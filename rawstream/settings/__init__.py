@@ -368,11 +368,16 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"write_low ({values['write_low']}) must not exceed write_high ({values['write_high']})"
     if values["port"] > 65535:
         yield f"port must be at most 65535, not {values['port']}"
-    if values["admin"] is not None and not re.fullmatch(r".+:[0-9]{1,5}", values["admin"]):
-        yield f"admin must be HOST:PORT, not {values['admin']!r}"
+    if values["admin"] is not None and not _is_address(values["admin"]):
+        yield f"admin must be HOST:PORT, as 127.0.0.1:9100 or [::1]:9100, not {values['admin']!r}"
     if values["upstream"] is not None and values["source"] is not None:
         yield "upstream and source exclude each other: tokens come from one place"
     yield from table_faults(values)
+
+
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(r"(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+(?:%[^\s\]]+)?\]):([0-9]{1,5})", text)
+    return found is not None and int(found[1]) <= 65535
 
 
 def _fault(name: str, value: object, unit: str) -> str | None:
