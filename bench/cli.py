@@ -1,4 +1,4 @@
-"""The command line: ``python -m bench list | run | report | peers``."""
+"""The command line: ``python -m bench list | run | report | before-after | peers``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench import build, netns, report
+from bench.before_after import MOST, PARTS, NoVersion, compare
 from bench.budget import fit
 from bench.peers import Peer, all_peers
 from bench.plots import NoMatplotlib, draw
@@ -23,6 +24,7 @@ from bench.runner import Step, describe, new_results, plan
 from bench.runner import run as run_steps
 from bench.scenarios import Scenario, all_scenarios
 from bench.scenarios.base import Scale
+from bench.trend import Spread
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 
@@ -288,6 +290,52 @@ def report_again(folder: Path | None, readme: bool, plots: bool) -> None:
         click.echo(report.readme(results))
         return
     _finish(Console(), results, folder, plots=plots)
+
+
+@main.command("before-after")
+@click.option(
+    "--before",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="A source tree, or an installed rawstream program.",
+)
+@click.option("--after", type=click.Path(exists=True, path_type=Path), required=True, help="The other one.")
+@click.option("--rounds", type=click.IntRange(1, 50), default=5, show_default=True)
+@click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, help="Default: all.")
+@click.option("--short", is_flag=True, help="Shorter runs: a first look.")
+@click.option("--toy", is_flag=True, hidden=True)
+def before_after(before: Path, after: Path, rounds: int, parts: tuple[str, ...], short: bool, toy: bool) -> None:
+    """Two versions of the gateway, interleaved: added first token, CPU per relayed token. Status 1 past 1.1 ×."""
+    console = Console()
+    _check_host()
+    _compile(console)
+    scale: Scale = "toy" if toy else "short" if short else "full"
+    with console.status("starting") as status:
+        try:
+            found = compare(before, after, parts=parts or tuple(PARTS), rounds=rounds, scale=scale, tick=status.update)
+        except NoVersion as error:
+            raise click.ClickException(str(error)) from None
+    table = Table(title=f"medians (min-max) of {rounds} rounds", title_justify="left")
+    for head in ("", "before", "after", f"after ÷ before, must ≤ {MOST}", "", "remarks"):
+        table.add_column(head, overflow="fold")
+    for each in found:
+        table.add_row(
+            each.label,
+            _spread(each.before, 1),
+            _spread(each.after, 1),
+            _spread(each.ratio, 3),
+            "[green]pass[/]" if each.passed else "[red]FAIL[/]",
+            "; ".join(each.marks),
+        )
+    console.print(table)
+    if not all(each.passed for each in found):
+        raise SystemExit(1)
+
+
+def _spread(value: Spread | None, digits: int) -> str:
+    if value is None:
+        return "–"
+    return f"{value.median:,.{digits}f} ({value.least:,.{digits}f}-{value.most:,.{digits}f})"
 
 
 @main.command()

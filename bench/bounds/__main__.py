@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.bounds import dropped, ends, gateway, leavers, llamacpp, memory, pairing, slow_readers, stalled
+from bench.bounds import dropped, ends, gateway, leavers, llamacpp, memory, pairing, slow_readers, stalled, tls
 from bench.bounds.table import Bench, as_json, markdown, run
 
 ROWS = (
@@ -19,6 +19,7 @@ ROWS = (
     *ends.ROWS,
     *slow_readers.ROWS,
     *dropped.ROWS,
+    *tls.ROWS,
 )
 
 

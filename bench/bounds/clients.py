@@ -11,6 +11,8 @@ import struct
 from collections.abc import Mapping
 from typing import Any, Final
 
+from bench.certificate import trusting_all
+
 RECEIVE_BUFFER: Final = 4096
 ENDLESS: Final = {"tokens": None, "tokens_per_second": None}
 """The mock's options: without end, as fast as it is pulled."""
@@ -34,14 +36,16 @@ def completion(**more: Any) -> bytes:
     return post("/v1/chat/completions", body)
 
 
-def connect(port: int, request: bytes, *, receive_buffer: int = RECEIVE_BUFFER) -> socket.socket:
-    """A connection that has sent its request, and reads nothing."""
+def connect(port: int, request: bytes, *, receive_buffer: int = RECEIVE_BUFFER, tls: bool = False) -> socket.socket:
+    """A connection that has sent its request, and reads nothing; ``tls``: after its handshake."""
     made = socket.socket()
     if receive_buffer:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     made.settimeout(10)
     try:
         made.connect(("127.0.0.1", port))
+        if tls:
+            made = trusting_all().wrap_socket(made)
         made.sendall(request)
     except BaseException:
         made.close()
@@ -74,10 +78,10 @@ def read_all(link: socket.socket) -> bytes:
     return got
 
 
-def fetch(port: int, path: str) -> bytes:
+def fetch(port: int, path: str, *, tls: bool = False) -> bytes:
     """The body of a GET; ValueError when the answer is not 200."""
     request = f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode()
-    with connect(port, request, receive_buffer=0) as link:
+    with connect(port, request, receive_buffer=0, tls=tls) as link:
         head, blank, body = read_all(link).partition(b"\r\n\r\n")
     if not blank or b" 200 " not in head.split(b"\r\n")[0] + b" ":
         raise ValueError(f"GET {path}: {head[:80]!r}")

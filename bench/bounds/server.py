@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from bench.bounds.clients import fetch
 from bench.bounds.table import CannotMeasure
+from bench.certificate import make_certificate
 from bench.sample import KernelQueues, Queues, cpu_seconds, process_tree
 
 _SOURCES = Path(__file__).with_name("sources")
@@ -47,12 +48,17 @@ def more_descriptors() -> None:
 class Rawstream:
     """A running server; ended when the block is left."""
 
-    def __init__(self, cores: Iterable[int], *flags: str) -> None:
+    def __init__(self, cores: Iterable[int], *flags: str, tls: bool = False) -> None:
+        """``tls``: it speaks https, with a certificate made for it."""
+        self.tls = tls
         self._folder = tempfile.TemporaryDirectory(prefix="bounds-", ignore_cleanup_errors=True)
         folder = Path(self._folder.name)
         self.events_file = folder / "events"
         self.events_file.touch()
         self.log_file = folder / "log"
+        if tls:
+            made = make_certificate(folder)
+            flags = (*flags, "--ssl-certfile", str(made.cert), "--ssl-keyfile", str(made.key))
         chosen = set(cores)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAWSTREAM_")}
         paths = [str(_SOURCES), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -83,18 +89,22 @@ class Rawstream:
         until = time.monotonic() + timeout
         while time.monotonic() < until and self._process.poll() is None:
             for line in self.log_file.read_text().splitlines():
-                if line.startswith("rawstream listening on http://"):
+                if line.startswith(f"rawstream listening on {self._scheme}://"):
                     return int(line.rsplit(":", 1)[1])
             time.sleep(0.02)
         raise CannotMeasure(f"rawstream did not start: {self.log_file.read_text()[-500:]}")
 
     @property
+    def _scheme(self) -> str:
+        return "https" if self.tls else "http"
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def debug(self) -> dict[str, Any]:
         """``GET /debug/streams``."""
-        answer: dict[str, Any] = json.loads(fetch(self.port, "/debug/streams"))
+        answer: dict[str, Any] = json.loads(fetch(self.port, "/debug/streams", tls=self.tls))
         return answer
 
     def totals(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ _STREAMS = 3
 
 def _one(server: Rawstream, path: str) -> dict[str, Any]:
     """A stalled stream: what the server says of it, and what the kernel does."""
-    with connect(server.port, chat(path)):
+    with connect(server.port, chat(path), tls=server.tls):
         tokens, still = level_off(lambda: server.totals()["tokens"], still=0.6)
         (stream,) = server.debug()["streams"]
         buffered = stream["buffered"]
@@ -33,10 +33,11 @@ def _one(server: Rawstream, path: str) -> dict[str, Any]:
     }
 
 
-def _measure(bench: Bench) -> dict[str, dict[str, dict[str, Any]]]:
+def measure(bench: Bench, *, tls: bool = False) -> dict[str, dict[str, dict[str, Any]]]:
+    """By loop and path: the worst of the streams."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for loop in _ALSO_UVLOOP:
-        with Rawstream(bench.cores.server, "--loop", loop, "--lab") as server:
+        with Rawstream(bench.cores.server, "--loop", loop, "--lab", tls=tls) as server:
             runs = [_one(server, "/chat") for _ in range(_STREAMS)]
             worst = max(runs, key=lambda run: run["held"])
             worst["tokens"] = max(run["tokens"] for run in runs)
@@ -46,8 +47,12 @@ def _measure(bench: Bench) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def held(bench: Bench) -> Verdict:
-    found = bench.once("stalled", _measure)
-    passed = all(each["/chat"]["held"] <= 16 * KIB and each["/chat"]["levelled_off"] for each in found.values())
+    return held_verdict(bench.once("stalled", measure), 16 * KIB)
+
+
+def held_verdict(found: dict[str, dict[str, dict[str, Any]]], most: int) -> Verdict:
+    """At most ``most`` bytes, wherever they are."""
+    passed = all(each["/chat"]["held"] <= most and each["/chat"]["levelled_off"] for each in found.values())
     parts = [
         f"{loop} {kib(run['held'])} (transport {kib(run['transport'])}, kernel {kib(run['kernel_said'])} by SIOCOUTQ, "
         f"{kib(run['kernel_seen'])} by sock_diag)"
@@ -59,7 +64,11 @@ def held(bench: Bench) -> Verdict:
 
 
 def ahead(bench: Bench) -> Verdict:
-    found = bench.once("stalled", _measure)
+    return ahead_verdict(bench.once("stalled", measure))
+
+
+def ahead_verdict(found: dict[str, dict[str, dict[str, Any]]]) -> Verdict:
+    """At most 600 tokens."""
     passed = all(each["/chat"]["tokens"] <= 600 and each["/chat"]["levelled_off"] for each in found.values())
     measured = ", ".join(f"{loop} {each['/chat']['tokens']:,}" for loop, each in found.items())
     others = ", ".join(f"{loop} {each['/chat-drain']['tokens']:,}" for loop, each in found.items())

@@ -26,7 +26,8 @@ class TlsPaced(Scenario):
         f"{STREAMS['full']} streams of {RATE} tokens/s each over TLS 1.3 (AES-256-GCM, ECDSA P-256), opened evenly "
         f"over {RAMP['full']:g} s; CPU per token is taken while all of them run. **uvicorn** ends TLS itself "
         "(uvloop's), **nginx** in front of a plain rawstream, and both are counted (nginx's own part beside "
-        "it). **rawstream** without TLS stands there for what TLS costs. The load generator is the one in C, with OpenSSL."
+        "it). **rawstream** without TLS stands there for what TLS costs. The load generator is the one in C, with "
+        "OpenSSL."
     )
     part_titles = MappingProxyType({"steady": "200 streams"})
     columns = (
