@@ -208,7 +208,7 @@ class ServerProcess:
 
     def debug(self) -> dict[str, Any]:
         """``GET /debug/streams``."""
-        reply = self.ask_operator(raw.get("/debug/streams"))
+        reply = self.ask_operator(raw.request("GET", "/debug/streams", host="localhost"))
         assert reply.status == 200
         answer: dict[str, Any] = reply.json()
         return answer
