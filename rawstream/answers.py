@@ -68,7 +68,7 @@ def read_event(raw: bytes) -> tuple[Any, str, bool]:
         raise _failure(data.get("errorText"), None)
     if kind == "text-delta" and isinstance(delta := data.get("delta"), str):
         return data, delta, False
-    return data, "", kind == "finish"
+    return data, "", kind == "finish" or isinstance(data.get("finish_reason"), str)
 
 
 def _text_of(choices: list[Any]) -> str:

@@ -127,6 +127,19 @@ test("a clean end behind a finish reason is an end, as some servers leave [DONE]
   assert.equal((await failureOf(ask(scripted({ chunks: [last, "cut"] })).run())).code, "cut");
 });
 
+test("an answer that the server ended early is whole, and says so, in each dialect", async () => {
+  const why = {
+    chat: 'data: {"finish_reason": "length", "code": "insufficient_quota"}\n\n',
+    openai: 'data: {"choices":[{"index":0,"delta":{},"finish_reason":"length"}],"rawstream":{"reason":"x"}}\n\n',
+    ui: 'data: {"type":"finish","finishReason":"length","messageMetadata":{"reason":"insufficient_quota"}}\n\n',
+  };
+  for (const [name, last] of Object.entries(why)) {
+    const stream = ask(scripted({ chunks: [token("a"), last, DONE] }));
+    assert.equal(await stream.run(), "a", name);
+    assert.equal(stream.finishReason, "length", name);
+  }
+});
+
 test("an event that makes no sense is reported, and the stream goes on", async () => {
   const chunks = [
     token("a"),

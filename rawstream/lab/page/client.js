@@ -122,6 +122,7 @@ export function readEvent({ type, data: raw, id }) {
     event.finishReason = choice?.finish_reason ?? null;
   } else if (data.type === "text-delta") event.text = data.delta;
   else if (data.type === "finish") event.finishReason = data.finishReason ?? "stop";
+  else if (typeof data.finish_reason === "string") event.finishReason = data.finish_reason; // /chat, /stream: ended early
   if (typeof event.text !== "string") {
     event.malformed = `its text is a ${typeof event.text}`;
     event.text = "";
