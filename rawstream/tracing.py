@@ -192,7 +192,7 @@ class _Followed:
         if record is not None:
             span.set_attributes(_figures(record))
             if record.first_token_seconds is not None:
-                at = self._begun + round(record.first_token_seconds * _SECOND)
+                at = now - round((record.seconds - record.first_token_seconds) * _SECOND)
                 span.add_event("first_token", {"rawstream.seconds": record.first_token_seconds}, at)
         if watched is not None:
             watched.close_books(now)
