@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from rawstream.limits.users import new_key
 from tests.sources.fake_upstream import FakeUpstream, Script, answering, answering_and_waiting
 from tests.support.server import ROOT, command
 from tests.support.tools import require_tool
@@ -172,6 +173,39 @@ async def test_without_an_upstream_it_says_where_tokens_come_from() -> None:
         "the settings: nothing is wrong",
         "no upstream: tokens come from the built-in mock",
     ]
+
+
+async def test_users_are_listed_without_their_keys(tmp_path: Path) -> None:
+    """Names, limits and how many keys each has; nothing of the keys, their hashes neither."""
+    digest = new_key()[1]
+    path = tmp_path / "rawstream.toml"
+    path.write_text(
+        'user_header = "X-User"\ntrusted_proxies = "127.0.0.1"\n'
+        f'[[users]]\nname = "ada"\nkeys = ["{digest}"]\nmodels = ["small-*"]\ntokens_per_day = 1000\nmax_streams = 2\n'
+        '[[users]]\nname = "*"\nrequests_per_minute = 3\n'
+    )
+    said = await check("--config", str(path))
+    assert said.code == 0
+    assert said.lines[-3:] == [
+        "users are named by 127.0.0.1, in X-User",
+        "user ada: 1 key; models small-*; 2 streams at once; 1000 tokens a day",
+        "user *: 0 keys; models *; 3 requests a minute",
+    ]
+    told = await check("--config", str(path), "--json")
+    assert told.json["users"][0] == {
+        "name": "ada",
+        "keys": 1,
+        "models": ["small-*"],
+        "max_streams": 2,
+        "requests_per_minute": None,
+        "tokens_per_minute": None,
+        "tokens_per_day": 1000,
+    }
+    for one in (said, told):
+        assert digest not in one.all
+        assert digest.split(":")[2] not in one.all
+    alone = await check(env={"RAWSTREAM_USER_HEADER": "x-user", "RAWSTREAM_TRUSTED_PROXIES": "unix"})
+    assert alone.lines[-1] == "no [[users]]: whomever it names may ask, without limits"
 
 
 async def test_a_wrong_url_is_a_wrong_setting() -> None:

@@ -19,7 +19,8 @@ from rawstream.cli.options import default_text, seconds_text, size_text
 from rawstream.cli.serve import held_warning, kernel_takes
 from rawstream.config_file import lines_of
 from rawstream.errors import SettingsError
-from rawstream.settings import FIELDS, Settings, UpstreamSettings
+from rawstream.limits.users import key_id, new_key
+from rawstream.settings import FIELDS, Settings, UpstreamSettings, UserSettings
 
 
 def written(folder: Path, text: str) -> str:
@@ -534,3 +535,97 @@ def test_the_kernel_s_part_follows_the_settings() -> None:
     unix = kernel_takes(Settings(uds="/a"))[0]
     assert unix is not None
     assert unix > 65536
+
+
+# --- [[users]] ----------------------------------------------------------------------------------------------
+
+_KEY, _HASH = new_key()
+
+
+def test_users_are_read_with_all_their_keys(tmp_path: Path) -> None:
+    text = (
+        f'[[users]]\nname = "ada"\nkeys = ["{_HASH}"]\nmodels = ["a*"]\nmax_streams = 2\n'
+        'requests_per_minute = 3\ntokens_per_minute = 4\ntokens_per_day = "5"\n\n[[users]]\nname = "bob@example.org"\n'
+    )
+    loaded = config.load({}, {}, written(tmp_path, text))
+    assert loaded.settings.users == (
+        UserSettings(
+            name="ada",
+            keys=(_HASH,),
+            models=("a*",),
+            max_streams=2,
+            requests_per_minute=3,
+            tokens_per_minute=4,
+            tokens_per_day=5,
+        ),
+        UserSettings(name="bob@example.org"),
+    )
+    assert loaded.origins["users"].endswith("rawstream.toml:1")
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("nane = 'a'", "1: users[0]: name is missing"),
+        ("name = 'a b'", "2: users[0].name: must be 1 to 128 letters"),
+        ("name = 'requests:a'", "2: users[0].name: must be 1 to 128 letters"),
+        ("name = 'a'\ntokens_per_dya = 1", "3: users[0].tokens_per_dya: there is no such key; did you mean tokens_"),
+        ("name = 'a'\nmax_streams = 0", "3: users[0].max_streams: must be at least 1, not 0"),
+        ("name = 'a'\nmax_streams = 1.5", "3: users[0].max_streams: 1.5 is not a whole number"),
+        ("name = 'a'\nmodels = 'x'", "3: users[0].models: 'x' must be a list of names"),
+        ("name = 'a'\nmodels = []", "3: users[0].models: must name at least one model"),
+        (f"name = 'a'\nkeys = ['{_KEY}']", "3: users[0].keys: must be what 'rawstream key new' prints for the file"),
+        (f"name = 'a'\nkeys = '{_KEY}'", "3: users[0].keys: the value must be a list"),
+        (f"name = 'a'\nkeys = ['{_HASH}', '{_HASH}']", "3: users[0].keys: '{id}' is there twice"),
+        ("name = '*'", "1: users: '*' is whom a proxy names, which needs user_header"),
+        (f"name = '*'\nkeys = ['{_HASH}']", "3: users[0].keys: '*' is whom a proxy names; it has no keys"),
+    ],
+)
+def test_what_is_wrong_with_a_user_is_said_with_its_line_and_without_its_key(
+    tmp_path: Path, keys: str, says: str
+) -> None:
+    said = problems(tmp_path, f"[[users]]\n{keys}\n")
+    assert said[0].startswith("rawstream.toml:" + says.replace("{id}", key_id(_KEY)))
+    for one in said:
+        assert _KEY not in one
+        assert _HASH not in one
+
+
+def test_a_name_and_a_key_are_one_users(tmp_path: Path) -> None:
+    table = '[[users]]\nname = "{}"\nkeys = ["{}"]\n'
+    other = new_key()[1]
+    assert problems(tmp_path, table.format("a", _HASH) + table.format("a", other)) == [
+        "rawstream.toml:5: users[1].name: 'a' is the name of users[0] already"
+    ]
+    assert problems(tmp_path, table.format("a", _HASH) + table.format("b", _HASH)) == [
+        f"rawstream.toml:6: users[1].keys: '{key_id(_KEY)}' is the id of a key of users[0] already"
+    ]
+    ada = UserSettings(name="a", keys=(_HASH,))
+    with pytest.raises(ValueError, match="two are called 'a'"):
+        Settings(users=(ada, ada))
+    with pytest.raises(ValueError, match="is there twice"):
+        Settings(users=(ada, dataclasses.replace(ada, name="b")))
+
+
+def test_all_that_is_wrong_with_users_and_upstreams_is_said_at_once(tmp_path: Path) -> None:
+    text = '[[users]]\nmax_streams = 0\n\n[[upstreams]]\nname = "a"\n\n[[users]]\nkeys = 1\n'
+    assert problems(tmp_path, text) == [
+        "rawstream.toml:1: users[0]: name is missing",
+        "rawstream.toml:2: users[0].max_streams: must be at least 1, not 0",
+        "rawstream.toml:4: upstreams[0]: url is missing",
+        "rawstream.toml:7: users[1]: name is missing",
+        'rawstream.toml:8: users[1].keys: the value must be a list of names: ["one", "other*"]',
+    ]
+
+
+@pytest.mark.parametrize("text", ["users = 3", '[users]\nname = "a"'])
+def test_users_that_are_no_tables_are_refused(tmp_path: Path, text: str) -> None:
+    (said,) = problems(tmp_path, text)
+    assert said == "rawstream.toml:1: users: must be tables: write [[users]] above the keys of each"
+
+
+def test_a_list_that_makes_no_sense_is_said_with_its_origin(tmp_path: Path) -> None:
+    assert problems(tmp_path, 'cors_origins = "app.example.com"\n') == [
+        "rawstream.toml:1: cors_origins has 'app.example.com', which is no origin: write scheme://host or "
+        "scheme://host:port, without a path"
+    ]
