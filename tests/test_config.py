@@ -629,3 +629,13 @@ def test_a_list_that_makes_no_sense_is_said_with_its_origin(tmp_path: Path) -> N
         "rawstream.toml:1: cors_origins has 'app.example.com', which is no origin: write scheme://host or "
         "scheme://host:port, without a path"
     ]
+
+
+def test_the_readmes_users_are_a_file_that_is_right(tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```toml\n(# users\.toml\n.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    users = config.load({}, {}, written(tmp_path, block)).settings.users
+    assert [user.name for user in users] == ["ada", "nightly-job"]
+    table = readme.partition("### Users")[2].partition("\n### ")[0]
+    told = {name for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert told == {field.name for field in dataclasses.fields(UserSettings)}
