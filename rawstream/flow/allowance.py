@@ -3,7 +3,9 @@
 Rule 1: the source is not asked for a token that was not leased. A batch that a source makes in one step is its own
         size, so that a stream may go over by what one batch has more than was left.
 Rule 2: room is bytes, and leases are tokens: ``least`` bytes are the fewest that one token's frame can have.
-Rule 3: a stream without a budget knows nothing of this: its sink is the delivery itself.
+Rule 3: what an upstream says beside text (thoughts, tool calls) is paid for too, whether or not its client is shown
+        it. Where it makes no frame no sink sees it, so that ``AllowedTokens`` counts it where it comes from.
+Rule 4: a stream without a budget knows nothing of this: its sink is the delivery itself.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import asyncio
 from typing import Protocol
 
 from rawstream.flow.pump import Meter, Sink
+from rawstream.model import SourceItem, SourceStatistics, Token, TokenStream
 
 
 class Lease(Protocol):
@@ -63,3 +66,39 @@ class AllowanceSink:
     def put_nowait(self, frames: bytes, now: float) -> bool:
         """As the sink's; False too when what was leased is used up."""
         return self._sink.put_nowait(frames, now) and self._meter.tokens < self._lease.granted
+
+
+class AllowedTokens:
+    """An upstream's token stream, which is not read on when text and all beside it have used the lease up."""
+
+    __slots__ = ("_lease", "_meter", "_stream", "beside")
+
+    def __init__(self, stream: TokenStream, lease: Lease, meter: Meter) -> None:
+        """``meter`` counts the tokens of text."""
+        self._stream = stream
+        self._lease = lease
+        self._meter = meter
+        self.beside = -1
+        """Events with neither text nor an end: thoughts, tool calls. The first one is the answer's role."""
+
+    def __aiter__(self) -> AllowedTokens:
+        return self
+
+    async def __anext__(self) -> SourceItem:
+        """The next item. Raises LimitReached too. Cancel-safe as the stream underneath is."""
+        while self._meter.tokens + self.beside >= self._lease.granted:
+            await self._lease.more()
+        item = await self._stream.__anext__()
+        for token in (item,) if isinstance(item, str | Token) else item:
+            if token.__class__ is Token and not token.text and token.finish_reason is None and token.usage is None:
+                self.beside += 1
+        return item
+
+    async def aclose(self) -> None:
+        """Close the stream underneath. Idempotent."""
+        await self._stream.aclose()
+
+    def statistics(self) -> SourceStatistics:
+        """What the stream underneath holds."""
+        inner = getattr(self._stream, "statistics", None)
+        return SourceStatistics() if inner is None else inner()

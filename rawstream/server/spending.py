@@ -11,9 +11,11 @@ Rule 3: the upstream's own count is what counts where it told it for a whole ans
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, Protocol, cast
 
 from rawstream.errors import LimitReached, ModelNotAllowed
+from rawstream.flow.allowance import AllowedTokens
+from rawstream.flow.pump import Meter
 from rawstream.limits.budget import BLOCK, Lease, Ledger
 from rawstream.limits.users import User
 from rawstream.model import TokenStream, Usage
@@ -24,23 +26,41 @@ _LONGEST_NAME: Final = 100
 """Characters of a model's name that an error repeats."""
 
 
+class UpstreamTokens(Protocol):
+    """An upstream's token stream: it knows what the upstream counted."""
+
+    @property
+    def usage(self) -> Usage | None: ...
+
+
 class Tab:
     """One answer's: who pays, what was set aside, what was used."""
 
-    __slots__ = ("lease", "source", "used", "user")
+    __slots__ = ("_allowed", "_upstream", "lease", "used", "user")
 
     def __init__(self, user: User, lease: Lease | None) -> None:
         self.user = user
         self.lease = lease
         """None: the user has no budget."""
-        self.source: TokenStream | None = None
-        """The source's own stream, which may say what an upstream counted."""
+        self._upstream: UpstreamTokens | None = None
+        """Where its tokens come from, if that is an upstream."""
+        self._allowed: AllowedTokens | None = None
         self.used = 0
         """Tokens, to be settled."""
 
+    def watch(self, tokens: TokenStream, meter: Meter) -> TokenStream:
+        """``tokens`` of this answer's source, held to what was set aside where they are an upstream's."""
+        if hasattr(tokens, "usage"):
+            self._upstream = cast(UpstreamTokens, tokens)
+            if self.lease is not None:
+                tokens = self._allowed = AllowedTokens(tokens, self.lease, meter)
+        return tokens
+
     def count(self, passed: int, *, whole: bool) -> None:
-        """The stream is over, and ``passed`` tokens came by. ``whole``: its source came to its end."""
-        usage: Usage | None = getattr(self.source, "usage", None)
+        """The stream is over, and ``passed`` tokens of text came by. ``whole``: its source came to its end."""
+        if self._allowed is not None:
+            passed += max(0, self._allowed.beside)
+        usage = None if self._upstream is None else self._upstream.usage
         told = 0 if usage is None else usage.completion_tokens
         # Some servers say 0 in each event: that is no count.
         self.used = told if whole and told > 0 else max(told, passed)

@@ -224,7 +224,8 @@ class Streams:
         delivery = Delivery(exchange, dialect, meter, dialect.headers, self.pausing, self.timings)
         stream = Stream(exchange, dialect.name, delivery, self.settings, lab=lab)
         if tab is not None:
-            stream.tab, tab.source = tab, tokens
+            stream.tab = tab
+            tokens = tab.watch(tokens, meter)
         if credit is not None and not lab:
             stream.credit, tokens = credit, OneByOne(tokens)
         if trace is not None:

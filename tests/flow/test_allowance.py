@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawstream.errors import BudgetSpent, ClientDisconnected
-from rawstream.flow.allowance import AllowanceSink
+from rawstream.flow.allowance import AllowanceSink, AllowedTokens
 from rawstream.flow.credit import Credit, CreditSink, OneByOne
 from rawstream.flow.pump import Delivery, Meter, Sink, produce
-from rawstream.model import SourceItem
+from rawstream.model import SourceItem, SourceStatistics, Token, Usage
 from tests.support.flow import Counted, FakeResponse, Plain, repeat, turns
 
 
@@ -183,3 +183,59 @@ async def test_a_source_that_ends_within_its_budget_is_whole() -> None:
     await streaming.task
     assert response.body == b"<abc>"
     assert purse.granted == 10
+
+
+# --- what an upstream says beside text --------------------------------------------------------------------------
+
+
+THOUGHT = Token(raw=b"{}")
+
+
+def allowed(source: Counted, purse: Purse) -> tuple[AllowedTokens, Meter]:
+    meter = Meter(monotonic())
+    return AllowedTokens(source.tokens(), purse, meter), meter
+
+
+async def test_thoughts_use_a_lease_up_as_text_does() -> None:
+    """The role's event is none. What its client is not shown is not read without end."""
+    source = Counted(lambda: repeat([THOUGHT]))
+    tokens, _ = allowed(source, Purse(10, 4))
+    items = [await anext(tokens) for _ in range(11)]
+    with pytest.raises(BudgetSpent):
+        await anext(tokens)
+    assert items == [[THOUGHT]] * 11
+    assert (source.given, tokens.beside) == (11, 10)
+    await tokens.aclose()
+    assert source.closed.is_set()
+
+
+async def test_text_is_counted_by_the_meter_alone_and_ends_not_at_all() -> None:
+    async def answer() -> AsyncGenerator[SourceItem, None]:
+        yield THOUGHT
+        yield ["a", Token("b"), THOUGHT]
+        yield [Token(finish_reason="stop"), Token(usage=Usage(1, 2, 3))]
+        yield "c"
+
+    purse = Purse(10, 2)
+    tokens, meter = allowed(Counted(answer), purse)
+    async for item in tokens:
+        meter.tokens += 0 if isinstance(item, Token) else len(item)
+    assert (tokens.beside, meter.tokens, purse.granted) == (1, 6, 8)
+
+
+async def test_what_is_held_is_what_the_upstream_holds() -> None:
+    class Holding:
+        def __aiter__(self) -> Holding:
+            return self
+
+        async def __anext__(self) -> SourceItem:
+            raise StopAsyncIteration
+
+        async def aclose(self) -> None: ...
+
+        def statistics(self) -> SourceStatistics:
+            return SourceStatistics(5, 7)
+
+    purse, meter = Purse(1, 1), Meter(monotonic())
+    assert AllowedTokens(Holding(), purse, meter).statistics() == SourceStatistics(5, 7)
+    assert AllowedTokens(repeat("x"), purse, meter).statistics() == SourceStatistics()

@@ -15,7 +15,18 @@ from rawstream.limits.budget import BLOCK, Reservation
 from rawstream.model import DataPart, Outcome, Request, SourceItem, StreamRecord, Token
 from rawstream.settings import Settings, UserSettings
 from rawstream.sources.router import RoutedSource
-from tests.sources.fake_upstream import DONE, FINISH, HEAD, LAST_CHUNK, FakeUpstream, answering, chunk, delta, event
+from tests.sources.fake_upstream import (
+    DONE,
+    FINISH,
+    HEAD,
+    LAST_CHUNK,
+    FakeUpstream,
+    Peer,
+    answering,
+    chunk,
+    delta,
+    event,
+)
 from tests.support.flow import Served, repeat, serving, until
 from tests.support.spending import KEY, Reply, ada, ask, caps_of, read_reply, request
 
@@ -293,7 +304,7 @@ async def test_the_upstreams_own_count_is_what_a_whole_answer_costs(
 async def test_a_budget_that_is_spent_closes_the_upstreams_answer() -> None:
     """What it would have said is not paid for."""
 
-    async def endless(peer: Any) -> None:
+    async def endless(peer: Peer) -> None:
         await peer.request()
         await peer.send(HEAD)
         while True:
@@ -311,6 +322,38 @@ async def test_a_budget_that_is_spent_closes_the_upstreams_answer() -> None:
             finish, done = reply.events[-2:]
             assert (finish["id"], finish["choices"][0]["finish_reason"], done) == ("c1", "length", "[DONE]")
             assert await used(served, user) == record.tokens >= 20
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat", "/chat", "/text"])
+async def test_thoughts_without_end_are_paid_for_whoever_is_shown_them(path: str) -> None:
+    """They end with the budget. Who was told nothing until then gets 429, who was told something a whole answer."""
+    thought = event(
+        {"id": "c1", "choices": [{"index": 0, "delta": {"reasoning_content": "hm"}, "finish_reason": None}]}
+    )
+
+    async def thinking(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD, chunk(delta("")))
+        while True:
+            await peer.send(chunk(thought))
+            await asyncio.sleep(0)
+
+    user = ada(tokens_per_day=300)
+    body = {**QUESTION, "stream": True}
+    if path == "/api/chat":
+        body = {"id": "c", "messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "hello"}]}]}
+    async with FakeUpstream(thinking) as upstream:
+        configured = settings(user, upstream=upstream.url)
+        async with serving(RoutedSource(configured), configured) as served:
+            reply = await ask(served.server.port, path, body)
+            record = await served.ended()
+            async with asyncio.timeout(10):
+                await upstream.left.wait()
+            await settled(served)
+            shown = path in ("/v1/chat/completions", "/api/chat")
+            assert (reply.status, reply.whole) == (200 if shown else 429, True)
+            assert record.outcome is Outcome.BUDGET
+            assert 300 <= await used(served, user) < 300 + 256
 
 
 # --- answers that are not streamed ------------------------------------------------------------------------------
@@ -398,6 +441,16 @@ async def test_a_user_without_a_budget_is_counted_all_the_same() -> None:
             await ask(served.server.port, "/v1/chat/completions", QUESTION)
             assert "max_tokens" not in upstream.requests[0].json
             assert served.server.app.streams.totals.users["ada"].tokens == 17
+
+
+async def test_a_user_without_a_budget_streams_an_upstreams_answer_as_it_is() -> None:
+    user = ada()
+    async with FakeUpstream(answering(*relayed(delta("a"), delta("b"), FINISH, usage(57), DONE))) as upstream:
+        configured = settings(user, upstream=upstream.url)
+        async with serving(RoutedSource(configured), configured) as served:
+            assert (await ask(served.server.port, "/chat", QUESTION)).whole
+            assert (await served.ended()).user == "ada"
+            assert served.server.app.streams.totals.users["ada"].tokens == 2
 
 
 async def test_a_client_that_leaves_its_whole_answer_gets_its_tokens_back() -> None:
