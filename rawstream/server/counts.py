@@ -14,6 +14,7 @@ from rawstream.errors import LimitReached, RawstreamError
 OTHER: Final = "other"
 REASONS: Final = (
     "too_many_streams",
+    "user_streams",
     "memory_exhausted",
     "rate_limit_exceeded",
     "insufficient_quota",
@@ -23,7 +24,8 @@ REASONS: Final = (
     "shutdown",
     OTHER,
 )
-"""Why a request was refused though it made sense: the codes of the errors that told so."""
+"""Why a request was refused though it made sense: the codes of the errors that told so. ``user_streams``: the user has
+too many, and not the server."""
 _CLASSES: Final = ("2xx", "3xx", "4xx", "5xx")
 
 
@@ -52,7 +54,9 @@ class Counts:
 
     def refused(self, error: RawstreamError) -> None:
         """A request was answered with ``error`` before it came to anything. One that made no sense does not count."""
-        if error.code in self.refusals:
+        if error.code == "too_many_streams" and error.status == 429:
+            self.refusals["user_streams"] += 1
+        elif error.code in self.refusals:
             self.refusals[error.code] += 1
         elif isinstance(error, LimitReached):
             self.refusals[OTHER] += 1

@@ -135,8 +135,13 @@ async def test_what_a_source_does_once_it_is_woken_is_added_and_held_and_no_wait
     clock = Clock()
 
     async def tokens() -> AsyncGenerator[SourceItem, None]:
-        waiting = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_soon(lambda: (setattr(clock, "now", clock.now + 7.0), waiting.set_result(None)))
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            clock.now += 7.0
+            waiting.set_result(None)
+
+        asyncio.get_running_loop().call_soon(wake)
         await waiting
         clock.now += 0.5  # it parses, or sleeps as it must not
         yield "x"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +29,7 @@ from rawstream.sources.router import RoutedSource
 from tests.support import raw
 from tests.support.flow import Served, post, serving, until
 from tests.support.raw import ENDLESS, Client, chat
-from tests.support.server import ServerProcess
+from tests.support.server import ROOT, ServerProcess
 from tests.support.tools import require_tool
 from tests.support.waiting import eventually
 
@@ -40,13 +43,13 @@ class Scrape:
         self.text = text
         self.families = {family.name: family for family in parse(text)}
         self.samples = {
-            (sample.name, *sorted(sample.labels.items())): sample.value
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
             for family in self.families.values()
             for sample in family.samples
         }
 
     def __call__(self, name: str, **labels: str) -> float:
-        return self.samples[(f"rawstream_{name}", *sorted(labels.items()))]
+        return self.samples[f"rawstream_{name}", tuple(sorted(labels.items()))]
 
 
 async def scrape(served: Served) -> Scrape:
@@ -109,7 +112,8 @@ async def test_a_scrape_is_what_prometheus_own_parsers_read() -> None:
     assert open_metrics.header("content-type") == "application/openmetrics-text; version=1.0.0; charset=utf-8"
     assert open_metrics.body.endswith(b"# EOF\n")
     assert open_metrics.body.count(b"# EOF") == 1
-    read = {family.name: family for family in parse_open(open_metrics.body.decode())}
+    parsed = parse_open(open_metrics.body.decode())  # type: ignore[no-untyped-call]  # has no annotations
+    read = {family.name: family for family in parsed}
     assert read.keys() == Scrape(plain.body.decode()).families.keys()
     assert read["rawstream_tokens"].samples[0].value == 3
     assert {"process_resident_memory_bytes", "process_open_fds", "python_info"} <= read.keys()
@@ -151,6 +155,157 @@ async def test_what_many_dashboards_know_is_called_what_they_know() -> None:
     names = {family.full_name for family in await all_families()}
     for suffix in ("time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds"):
         assert f"rawstream_{suffix}" in names
+
+
+# --- what the README says of it ----------------------------------------------------------------------------------
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(name: str) -> str:
+    """What stands between the README's markers of that name."""
+    return README.partition(f"<!-- {name}:start -->")[2].partition(f"<!-- {name}:end -->")[0].strip()
+
+
+async def test_every_metric_stands_in_the_readme_with_its_type_and_meaning() -> None:
+    lines = ["| name | type | labels | meaning |", "|---|---|---|---|"]
+    for family in await all_families():
+        labels = ", ".join(f"`{label}`" for label in family.labels)
+        lines.append(f"| `{family.full_name}` | {family.kind} | {labels} | {family.help} |")
+    table = "\n".join(lines)
+    assert section("metrics") == table, f"the README's table must be:\n{table}"
+
+
+def rules() -> str:
+    """The README's alerting rules."""
+    return section("alerts").removeprefix("```yaml\n").removesuffix("```")
+
+
+def test_prometheus_takes_the_readmes_alerts_and_each_has_a_reason(tmp_path: Path) -> None:
+    promtool = require_tool("promtool")
+    (tmp_path / "rules.yml").write_text(rules(), encoding="utf-8")
+    done = subprocess.run(
+        [promtool, "check", "rules", "rules.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    names = re.findall(r"alert: (\w+)", rules())
+    assert len(set(names)) == len(names) == len(re.findall(r"reason: \S", rules())) == len(SYMPTOMS)
+
+
+async def test_the_alerts_ask_for_what_there_is() -> None:
+    """Each series that a rule names exists, with the label values that it asks for."""
+    there: dict[str, dict[str, set[str]]] = {}
+    for family in await all_families():
+        names = [family.full_name]
+        if family.histogram is not None:
+            names = [family.full_name + suffix for suffix in ("_bucket", "_count", "_sum")]
+        values = {label: {key[at] for key in family.numbers} for at, label in enumerate(family.labels)}
+        there |= dict.fromkeys(names, values)
+    asked = re.findall(r"\b(rawstream_\w+)(?:\{(\w+)=~?\"([^\"]+)\"\})?", rules().replace("rawstream_check", ""))
+    assert len(asked) > 15
+    for name, label, wanted in asked:
+        assert name in there, name
+        if label:
+            assert set(wanted.split("|")) <= there[name][label], (name, wanted)
+
+
+# A symptom: series of the next hour, one value a minute, in promtool's notation ("0+6x60": 0, 6, 12 …).
+SYMPTOMS: dict[str, list[tuple[str, str]]] = {
+    "RawstreamDown": [('up{job="rawstream"}', "1 1 0x60")],
+    "RawstreamSourceFails": [
+        ('rawstream_streams_ended_total{outcome="completed"}', "0+90x60"),
+        ('rawstream_streams_ended_total{outcome="upstream_idle"}', "0+10x60"),
+    ],
+    "RawstreamUpstreamLeftAlone": [('rawstream_upstream_breaker_open{upstream="a"}', "0 1x60")],
+    "RawstreamRetryBudgetSpent": [('rawstream_upstream_budget_refusals_total{upstream="a"}', "0+1x60")],
+    "RawstreamFirstTokenSlow": [
+        ('rawstream_time_to_first_token_seconds_bucket{le="10"}', "0+90x60"),
+        ('rawstream_time_to_first_token_seconds_bucket{le="20"}', "0+100x60"),
+        ('rawstream_time_to_first_token_seconds_bucket{le="+Inf"}', "0+100x60"),
+    ],
+    "RawstreamAddsLatency": [
+        ('rawstream_added_latency_seconds_bucket{le="0.01"}', "0+90x60"),
+        ('rawstream_added_latency_seconds_bucket{le="0.025"}', "0+100x60"),
+        ('rawstream_added_latency_seconds_bucket{le="+Inf"}', "0+100x60"),
+    ],
+    "RawstreamLoopHeld": [("rawstream_longest_hold_seconds", "0.2x60")],
+    "RawstreamCancelSlow": [
+        ('rawstream_cancel_latency_seconds_bucket{le="1.0"}', "0+1x60"),
+        ('rawstream_cancel_latency_seconds_bucket{le="2.5"}', "0+2x60"),
+        ('rawstream_cancel_latency_seconds_bucket{le="+Inf"}', "0+2x60"),
+    ],
+    "RawstreamTokensAbandoned": [
+        ('rawstream_tokens_total{kind="generated"}', "0+1000x90"),
+        ('rawstream_tokens_total{kind="delivered"}', "0+800x90"),
+        ('rawstream_tokens_total{kind="abandoned"}', "0+200x90"),
+    ],
+    "RawstreamClientsStall": [
+        ('rawstream_streams_ended_total{outcome="completed"}', "0+90x60"),
+        ('rawstream_streams_ended_total{outcome="client_stalled"}', "0+10x60"),
+    ],
+    "RawstreamMemoryRelief": [('rawstream_memory_relief{step="refuse"}', "0 1x60")],
+    "RawstreamRefuses": [('rawstream_requests_refused_total{reason="too_many_streams"}', "0+1x60")],
+    "RawstreamNearlyFull": [
+        ('rawstream_streams{waiting_for="source"}', "60x60"),
+        ('rawstream_streams{waiting_for="client"}', "30x60"),
+        ('rawstream_limit{of="streams"}', "100x60"),
+    ],
+    "RawstreamRedisGone": [("rawstream_redis_up", "1 0x60")],
+    "RawstreamKeysGuessed": [('rawstream_requests_refused_total{reason="invalid_api_key"}', "0+120x60")],
+}
+HEALTHY: list[tuple[str, str]] = [
+    ('up{job="rawstream"}', "1x90"),
+    ('rawstream_streams_ended_total{outcome="completed"}', "0+95x90"),
+    ('rawstream_streams_ended_total{outcome="client_left"}', "0+50x90"),
+    ('rawstream_streams_ended_total{outcome="client_stalled"}', "0+1x90"),
+    ('rawstream_streams_ended_total{outcome="upstream_failed"}', "0+1x90"),
+    ('rawstream_tokens_total{kind="generated"}', "0+1000x90"),
+    ('rawstream_tokens_total{kind="abandoned"}', "0+10x90"),
+    ('rawstream_time_to_first_token_seconds_bucket{le="1.0"}', "0+100x90"),
+    ('rawstream_time_to_first_token_seconds_bucket{le="+Inf"}', "0+100x90"),
+    ('rawstream_streams{waiting_for="client"}', "30x90"),
+    ('rawstream_limit{of="streams"}', "100x90"),
+    ('rawstream_limit{of="connections"}', "100x90"),
+    ("rawstream_connections", "35x90"),
+    ('rawstream_requests_refused_total{reason="user_streams"}', "0+9x90"),
+    ('rawstream_requests_refused_total{reason="rate_limit_exceeded"}', "0+9x90"),
+    ('rawstream_memory_relief{step="refuse"}', "0x90"),
+    ('rawstream_upstream_breaker_open{upstream="a"}', "0x90"),
+    ("rawstream_redis_up", "1x90"),
+    ("rawstream_longest_hold_seconds", "0.004x90"),
+]
+
+
+def test_each_alert_fires_on_its_symptom_and_none_on_a_healthy_server(tmp_path: Path) -> None:
+    promtool = require_tool("promtool")
+    (tmp_path / "rules.yml").write_text(rules(), encoding="utf-8")
+
+    def case(series: list[tuple[str, str]], expected: str | None) -> dict[str, Any]:
+        named = [_of_instance(name) for name, _ in series]
+        firing = {"expr": 'group by (alertname) (ALERTS{alertstate="firing"})', "eval_time": "61m"}
+        samples = [] if expected is None else [{"labels": f'{{alertname="{expected}"}}', "value": 1}]
+        return {
+            "interval": "1m",
+            "input_series": [
+                {"series": name, "values": values} for name, (_, values) in zip(named, series, strict=True)
+            ],
+            "promql_expr_test": [{**firing, "exp_samples": samples}],
+        }
+
+    cases = [case(HEALTHY, None), *(case(series, name) for name, series in SYMPTOMS.items())]
+    tests = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": cases}
+    (tmp_path / "tests.yml").write_text(json.dumps(tests), encoding="utf-8")  # JSON is YAML
+    done = subprocess.run(
+        [promtool, "test", "rules", "tests.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _of_instance(series: str) -> str:
+    """``series`` as Prometheus stores it: with the target's labels."""
+    name, _, labels = series.removesuffix("}").partition("{")
+    target = ['instance="i"'] if "job=" in labels else ['instance="i"', 'job="rawstream"']
+    return f"{name}{{{', '.join([*filter(None, [labels]), *target])}}}"
 
 
 # --- what streams do ---------------------------------------------------------------------------------------------
@@ -373,7 +528,8 @@ async def test_each_users_part_shows_and_those_without_a_name_are_others() -> No
         assert seen("user_tokens_total", user="other", kind="generated") == 14
         assert seen("user_tokens_total", user="other", kind="delivered") == 14
         assert seen("user_refusals_total", user="ann", reason="too_many_streams") == 1
-        assert seen("requests_refused_total", reason="too_many_streams") == 1
+        assert seen("requests_refused_total", reason="user_streams") == 1
+        assert seen("requests_refused_total", reason="too_many_streams") == 0, "the server has room"
         assert seen("requests_refused_total", reason="invalid_api_key") == 1
         assert "somebody" not in seen.text
 
