@@ -112,10 +112,11 @@ def compare(
                         found.setdefault((part, name), []).append(seen)
         finally:
             os.sched_setaffinity(0, usual)
-    return [_compared(part, found[part, "before"], found[part, "after"]) for part in parts]
+    return [compared(part, found[part, "before"], found[part, "after"]) for part in parts]
 
 
-def _compared(part: str, before: Sequence[Measurement], after: Sequence[Measurement]) -> Compared:
+def compared(part: str, before: Sequence[Measurement], after: Sequence[Measurement]) -> Compared:
+    """One figure of the rounds of both."""
     key, label = PARTS[part]
 
     def values(runs: Sequence[Measurement]) -> list[float]:

@@ -2,7 +2,8 @@
 
 What a stream costs is measured six times for each loop: a connection that asks for nothing, one that waits for its next
 token, one that reads nothing, each plain and over TLS. The differences are the parts: what TLS adds to a connection is
-OpenSSL's state, what it adds to a stalled stream beyond that are the buffers that OpenSSL has touched since.
+OpenSSL's state (and ``tls_objects`` asks malloc for the same); what it adds to a stream beyond that, buffers that
+OpenSSL has touched since, is near nothing: a KiB or two either way is the heap's unevenness.
 """
 
 from __future__ import annotations
@@ -75,21 +76,25 @@ def _peer(bench: Bench, state: str, count: int) -> str:
 
 
 def _parts(each: dict[str, Any], state: str) -> str:
-    """``plain stalled`` + ``what TLS adds to a connection`` + ``what TLS adds to it since``."""
+    """The connection's part, its stream's, what TLS adds to a connection; and what that does not explain."""
     plain, tls = ({name: run["process"] for name, run in each[kind].items()} for kind in ("plain", "TLS"))
     state_of_openssl = tls["connection"] - plain["connection"]
-    since = tls[state] - plain[state] - state_of_openssl
-    return (
-        f"{kib(tls[state])} = {kib(plain['connection'])} Python objects of a connection + "
-        f"{kib(plain[state] - plain['connection'])} of its stream + {kib(state_of_openssl)} OpenSSL's state + "
-        f"{kib(since)} of its buffers touched since; and {kib(each['TLS'][state]['kernel'])} in kernel queues"
-    )
+    besides = tls[state] - plain[state] - state_of_openssl
+    parts = {
+        "the connection's objects": plain["connection"],
+        "its stream's objects and buffer": plain[state] - plain["connection"],
+        "OpenSSL's state": state_of_openssl,
+        "besides": besides,
+    }
+    text = " + ".join(f"{kib(size)} {name}" for name, size in parts.items())
+    return f"{kib(tls[state])} = {text} (and {kib(each['TLS'][state]['kernel'])} in kernel queues)"
 
 
 def _verdict(bench: Bench, state: str, most: int, other: str) -> Verdict:
     found = bench.once("tls memory", _measure)
     loops = {loop: found[loop] for loop in _LOOPS}
-    measured = "; ".join(f"{loop} {_parts(each, state)}" for loop, each in loops.items())
+    count = found[_LOOPS[0]]["TLS"][state]["streams"]
+    measured = f"{count} streams: " + "; ".join(f"{loop} {_parts(each, state)}" for loop, each in loops.items())
     if state == "stalled":
         added = " and ".join(
             kib(each["TLS"]["stalled"]["process"] - each["TLS"]["idle"]["process"]) for each in loops.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ OFF: Final = {
 }
 ON: Final = {part: f"{off}-everything" for part, off in OFF.items()}
 
+_TOKENS: Final = re.compile(r'^rawstream_user_tokens_total\{[^}]*user="bench"[^}]*\} (\S+)', re.MULTILINE)
+
 
 class Scraper:
     """What Prometheus does: ``GET /metrics``, once a second."""
@@ -32,6 +35,8 @@ class Scraper:
         self.scrapes = 0
         self.longest = 0.0
         """Seconds."""
+        self.tokens = 0.0
+        """Of the user who asks, as the metrics have it: 0 would mean that not everything is on."""
         self.problem = ""
 
     @contextlib.contextmanager
@@ -43,10 +48,11 @@ class Scraper:
             while not over.wait(1.0 if self.scrapes else 0.0):
                 began = time.monotonic()
                 try:
-                    server.get("/metrics")
+                    text = server.get("/metrics").decode()
                 except (OSError, ValueError) as error:
                     self.problem = str(error)
                     return
+                self.tokens = max((float(found[1]) for found in _TOKENS.finditer(text)), default=0.0)
                 self.scrapes += 1
                 self.longest = max(self.longest, time.monotonic() - began)
 
@@ -137,6 +143,8 @@ class Everything(Scenario):
                     self._own_first(bench, peer, server, generator, found)
             if scraper.problem:
                 found.failure = found.failure or f"/metrics: {scraper.problem}"
+            elif peer.name == ON[part] and not scraper.tokens:
+                found.failure = found.failure or "/metrics knows of no token of the user who asks"
         if scraper.scrapes:
             found.values |= {"scrapes": scraper.scrapes, "scrape_ms": scraper.longest * 1000}
 

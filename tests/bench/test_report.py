@@ -152,7 +152,7 @@ def test_peers_are_chosen_by_name_or_its_beginning() -> None:
     peers = all_peers()
     assert list(choose_peers("node-http", peers)) == ["node-http"]
     assert {"uvicorn-starlette-h11", "uvicorn-starlette-httptools"} == set(choose_peers("uvicorn-starlette", peers))
-    assert {"rawstream", "rawstream-gateway"} == set(choose_peers("rawstream", peers))
+    assert set(report.OURS) == set(choose_peers("rawstream", peers))
     assert "rawstream-mock" not in choose_peers(None, peers)
 
 
@@ -174,3 +174,35 @@ def test_a_report_without_results_is_a_clear_error(tmp_path: Path) -> None:
     shown = CliRunner().invoke(main, ["report", str(tmp_path)])
     assert shown.exit_code != 0
     assert "no results.json" in shown.output
+
+
+def test_over_tls_rawstream_is_the_one_with_tls() -> None:
+    """Beside it stands the plain one, for what TLS costs; ratios and the README's row are the TLS one's."""
+    names = ("rawstream", "rawstream-tls", "uvicorn-tls-h11", "nginx-tls")
+    found = Results(environment={}, settings={"scale": "full", "date": "2026-01-01"})
+    kinds = ("rawstream", "rawstream", "tls", "tls")
+    found.peers = {
+        name: {"kind": kind, "version": "1", "notes": "", "missing": None}
+        for name, kind in zip(names, kinds, strict=True)
+    }
+    found.measurements = [
+        Measurement("tls_paced", "steady", name, 0, values={"us_per_token": value})
+        for name, value in zip(names, (10.0, 20.0, 40.0, 30.0), strict=True)
+    ]
+    header, rows = report.table(found, all_scenarios()["tls_paced"], "steady")
+    ratios = {row[0]: row[header.index("× rawstream")] for row in rows}
+    assert ratios == {"rawstream": "0.50", "rawstream-tls": "1.00", "uvicorn-tls-h11": "2.00", "nginx-tls": "1.50"}
+    assert "| 20.00 | 30.00 (nginx-tls) | 40.00 | – | – |" in report.readme(found)
+
+
+def test_everything_on_is_judged_against_everything_off() -> None:
+    """1.15 × what the same server takes with nothing on."""
+    found = Results(environment={}, settings={"scale": "full"})
+    found.measurements = [
+        Measurement("everything", "relay", name, 0, values={"us_per_token": value})
+        for name, value in (("rawstream-gateway", 20.0), ("rawstream-gateway-everything", 22.0))
+    ]
+    (verdict,) = report.judge(found, all_scenarios()["everything"])
+    assert (verdict.reached, verdict.bound) == (True, "≤ 1.15 × rawstream-gateway = 23.00")
+    found.measurements[1].values["us_per_token"] = 23.1
+    assert [verdict.reached for verdict in report.judge(found, all_scenarios()["everything"])] == [False]

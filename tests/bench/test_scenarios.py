@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from bench import netns
+from bench import build, netns
 from bench.peers import all_peers, autocannon, make_context
 from bench.peers._source import events
 from bench.scenarios import all_scenarios
+from bench.scenarios.base import Bench
+from bench.serving import chat_request
 from tests.bench.conftest import MeasureOnce
 from tests.bench.planted import planted_peer
+from tests.support.tools import missing
 
 PEERS = all_peers()
 
@@ -31,7 +34,19 @@ CASES = [
     ("gateway", "paced", "rawstream-gateway", "us_per_token"),
     ("gateway", "first", "rawstream-gateway", "added_p50_us"),
     ("gateway", "stalled", "rawstream-gateway", "beyond_kib"),
+    ("everything", "relay", "rawstream-gateway-everything", "us_per_token"),
+    ("everything", "relay_first", "rawstream-gateway-everything", "added_p50_us"),
+    ("everything", "own", "rawstream-everything", "us_per_token"),
+    ("everything", "own_first", "rawstream-everything", "added_p50_us"),
     ("many", "streams", "rawstream", "process_mib"),
+]
+
+TLS_CASES = [
+    ("handshakes", "full", "rawstream-tls", "us_per_handshake"),
+    ("handshakes", "full", "nginx-tls", "us_per_handshake"),
+    ("handshakes", "resumed", "rawstream-tls", "us_per_handshake"),
+    ("tls_paced", "steady", "rawstream-tls", "us_per_token"),
+    ("tls_paced", "steady", "nginx-tls", "us_per_token"),
 ]
 
 
@@ -42,6 +57,32 @@ def test_a_scenario_has_a_figure(measure_once: MeasureOnce, scenario: str, part:
     assert found.failure is None, found.failure
     assert key in found.values
     assert {column.key for column in all_scenarios()[scenario].columns} & found.values.keys()
+
+
+@pytest.mark.parametrize(("scenario", "part", "peer", "key"), TLS_CASES, ids=str)
+def test_a_scenario_over_tls_has_a_figure(
+    measure_once: MeasureOnce, tmp_path: Path, scenario: str, part: str, peer: str, key: str
+) -> None:
+    """Over TLS answers are checked in the same way; full handshakes are full, and resumed ones resumed."""
+    try:
+        build.compiled("generator", tls=True)
+    except build.NoCompiler as error:
+        missing(str(error))
+    if reason := PEERS[peer].missing(make_context(1, tmp_path)):
+        missing(reason)
+    found = measure_once(scenario, part, PEERS[peer])
+    assert found.failure is None, found.failure
+    assert key in found.values
+    if scenario == "handshakes":
+        assert found.values["resumed"] > 0.95 if part == "resumed" else found.values["resumed"] == 0
+
+
+def test_everything_on_is_on(bench: Bench, tmp_path: Path) -> None:
+    """With everything on, a key that nobody has is refused; off, nobody looks at it."""
+    for name, status in (("rawstream-everything", b" 401 "), ("rawstream", b" 200 ")):
+        with bench.server(PEERS[name]) as server, server.connect(5.0) as link:
+            link.sendall(chat_request("/chat", {"tokens": 1}, key="rs-nobody-x").encode())
+            assert status in link.recv(4096).split(b"\r\n")[0]
 
 
 def test_writes_and_packets_are_counted(measure_once: MeasureOnce) -> None:
