@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from rawstream.flow.pump import Meter, Sink
+from rawstream.flow.meter import Meter
+from rawstream.flow.pump import Sink
 from rawstream.model import SourceItem, SourceStatistics, Token, TokenStream
 
 

@@ -20,7 +20,8 @@ from time import monotonic
 from typing import cast
 
 from rawstream.errors import BadRequest, MisuseError
-from rawstream.flow.pump import Meter, Sink
+from rawstream.flow.meter import Meter
+from rawstream.flow.pump import Sink
 from rawstream.model import SourceItem, SourceStatistics, Token, TokenItem, TokenStream
 
 

@@ -23,6 +23,7 @@ from types import coroutine
 from typing import Any, Final, Protocol, cast
 
 from rawstream.errors import RawstreamError
+from rawstream.flow.meter import Meter
 from rawstream.flow.timings import Timings
 from rawstream.model import Dialect, Headers, Response, SourceItem, Token, TokenItem, TokenStream
 
@@ -30,71 +31,6 @@ _SLICE: Final = 64
 """Tokens encoded at a time, however many one batch holds."""
 
 _Step = Coroutine[Any, None, SourceItem]
-
-
-class Meter:
-    """Plain counters of one stream, and nothing that refers to anything. Seconds and bytes."""
-
-    __slots__ = (
-        "bytes",
-        "client_seconds",
-        "committed",
-        "first_write_at",
-        "held_since",
-        "last_token_at",
-        "source_seconds",
-        "started_at",
-        "tokens",
-        "tokens_written",
-        "waiting_for",
-        "waiting_since",
-        "writes",
-    )
-
-    def __init__(self, now: float) -> None:
-        self.started_at = now
-        self.committed = False
-        """Has the head left, by token or heartbeat? After that a failure can be told in-stream only."""
-        self.tokens = 0
-        """Tokens taken from the source that had something to show."""
-        self.tokens_written = 0
-        """Of these, how many were written; up to date after each write."""
-        self.held_since = now
-        """When the stream got the loop last: what it writes next came then, or later."""
-        self.last_token_at = now
-        """When tokens were written last."""
-        self.bytes = 0
-        """Bytes of frames written."""
-        self.writes = 0
-        self.first_write_at: float | None = None
-        """When the first token was written."""
-        self.waiting_for: str | None = None
-        """'source', 'client' or None (running)."""
-        self.waiting_since = now
-        self.source_seconds = 0.0
-        self.client_seconds = 0.0
-
-    def is_committed(self) -> bool:
-        return self.committed
-
-    def wait(self, what: str, now: float) -> None:
-        self.waiting_for = what
-        self.waiting_since = now
-
-    def waited(self, now: float) -> None:
-        if self.waiting_for == "source":
-            self.source_seconds += now - self.waiting_since
-        elif self.waiting_for == "client":
-            self.client_seconds += now - self.waiting_since
-        self.waiting_for = None
-
-    def seconds(self, now: float) -> tuple[float, float]:
-        """Seconds waited for (source, client) so far, the wait that is on included."""
-        waiting = now - self.waiting_since
-        return (
-            self.source_seconds + (waiting if self.waiting_for == "source" else 0.0),
-            self.client_seconds + (waiting if self.waiting_for == "client" else 0.0),
-        )
 
 
 class Sink(Protocol):
@@ -325,25 +261,16 @@ class Delivery:
             meter.first_write_at = now
         may_go_on = self._response.write_nowait(frames)
         if self._timings is not None:
-            self._time(self._timings, now)
+            meter.time_write(self._timings, now)
         self.last_write = now
         meter.writes += 1
         meter.bytes += len(frames)
         return may_go_on
 
-    def _time(self, timings: Timings, now: float) -> None:
-        """Count how long the tokens of a write at ``now`` took."""
-        meter = self.meter
-        written = meter.tokens_written
-        count = meter.tokens - written
-        if count <= 0:
-            return
-        if written:
-            timings.wrote(now, now - meter.held_since, now - meter.last_token_at, count)
-        else:
-            timings.began(now, now - meter.held_since, now - meter.started_at, count)
-        meter.tokens_written = meter.tokens
-        meter.last_token_at = now
+    def settle(self) -> None:
+        """Bring the timings up to date."""
+        if self._timings is not None:
+            self.meter.settle(self._timings)
 
     def heartbeat(self) -> bool:
         """Send one, if the dialect has one, the source is what we wait for, and there is room. False: none was sent."""
@@ -371,7 +298,7 @@ class Delivery:
         meter = self.meter
         now = monotonic()
         if self._timings is not None:
-            self._time(self._timings, now)
+            meter.time_write(self._timings, now)
         self.last_write = now
         if meter.first_write_at is None:
             meter.first_write_at = now

@@ -22,9 +22,12 @@ INTER_TOKEN: Final = (
 )  # fmt: skip
 WHOLE: Final = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 300.0, 1800.0)
 SHORT: Final = (
-    0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5,
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5,
 )  # fmt: skip
-"""For what this server does itself: 10 µs to some seconds."""
+"""For what this server does itself: 50 µs to some seconds."""
+QUICK_GAP: Final = INTER_TOKEN[0]
+QUICK_HOLD: Final = SHORT[0]
+"""Seconds. What takes no longer is in its histogram's first bucket (``flow/meter.py``)."""
 
 
 class Histogram:
@@ -101,25 +104,3 @@ class Timings:
         """From the news that a client has gone, or that a stream must end, until its source was closed."""
         self.held = Lately()
         """How long one stream held the loop, up to a write."""
-
-    def wrote(self, now: float, held: float, since: float, count: int) -> None:
-        """A stream wrote ``count`` tokens at ``now``, having held the loop for ``held`` seconds.
-
-        ``since``: seconds since its last write of tokens. (Written out: it runs for each write of each stream.)
-        """
-        seen = self.added
-        seen.counts[bisect_left(SHORT, held)] += 1
-        seen.total += held
-        lately = self.held
-        if held > lately.largest or now >= lately.turns_at:
-            lately.add(held, now)
-        seen = self.inter_token
-        seen.counts[bisect_left(INTER_TOKEN, since / count)] += count
-        seen.total += since
-
-    def began(self, now: float, held: float, since: float, count: int) -> None:
-        """The same of a stream's first tokens; ``since`` its admission."""
-        self.added.add(held)
-        self.held.add(held, now)
-        self.first_token.add(since)
-        self.inter_token.add(0.0, count - 1)

@@ -13,7 +13,8 @@ from time import monotonic
 from typing import Any, Final
 
 from rawstream.flow.gate import Gate, GateState
-from rawstream.flow.pump import Delivery, Meter, produce
+from rawstream.flow.meter import Meter
+from rawstream.flow.pump import Delivery, produce
 from rawstream.lab.experiments import Finding, Report, Show, laboratory
 from rawstream.model import Headers, Request
 from rawstream.sources.mock import MockSource

@@ -15,7 +15,7 @@ from typing import Final, Protocol, cast
 
 from rawstream.errors import LimitReached, ModelNotAllowed
 from rawstream.flow.allowance import AllowedTokens
-from rawstream.flow.pump import Meter
+from rawstream.flow.meter import Meter
 from rawstream.limits.budget import BLOCK, Lease, Ledger
 from rawstream.limits.users import User
 from rawstream.model import TokenStream, Usage

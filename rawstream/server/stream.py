@@ -20,7 +20,8 @@ from rawstream.flow.allowance import AllowanceSink
 from rawstream.flow.credit import Credit, CreditSink
 from rawstream.flow.interrupt import Interruption
 from rawstream.flow.kernel import tcp_info
-from rawstream.flow.pump import Delivery, Meter, Sink
+from rawstream.flow.meter import Meter
+from rawstream.flow.pump import Delivery, Sink
 from rawstream.flow.signals import Signals
 from rawstream.flow.watch import Finding, StreamWatch
 from rawstream.model import (

@@ -24,7 +24,8 @@ from rawstream.errors import (
     StreamStopped,
 )
 from rawstream.flow.credit import OneByOne
-from rawstream.flow.pump import Delivery, Meter, produce
+from rawstream.flow.meter import Meter
+from rawstream.flow.pump import Delivery, produce
 from rawstream.flow.signals import Signals
 from rawstream.flow.timings import Timings
 from rawstream.limits.admission import Admission
@@ -286,6 +287,7 @@ class Streams:
             user=stream.user,
             detail=None if error is None else error.detail or str(error),
         )
+        stream.delivery.settle()
         self.timings.whole.add(record.seconds)
         totals = self.totals
         totals.tokens += meter.tokens

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from rawstream.errors import BudgetSpent, ClientDisconnected
 from rawstream.flow.allowance import AllowanceSink, AllowedTokens
 from rawstream.flow.credit import Credit, CreditSink, OneByOne
-from rawstream.flow.pump import Delivery, Meter, Sink, produce
+from rawstream.flow.meter import Meter
+from rawstream.flow.pump import Delivery, Sink, produce
 from rawstream.model import SourceItem, SourceStatistics, Token, Usage
 from tests.support.flow import Counted, FakeResponse, Plain, repeat, turns
 

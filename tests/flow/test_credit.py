@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rawstream.errors import BadRequest, ClientDisconnected, MisuseError
 from rawstream.flow.credit import Credit, CreditSink, OneByOne
-from rawstream.flow.pump import Delivery, Meter, produce
+from rawstream.flow.meter import Meter
+from rawstream.flow.pump import Delivery, produce
 from rawstream.model import SourceItem, SourceStatistics, Token, TokenStream
 from tests.support.flow import Counted, FakeResponse, Plain, repeat, turns, until
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rawstream.errors import ClientDisconnected, SourceFailed, UpstreamIdle
-from rawstream.flow.pump import Delivery, Meter, count_tokens, produce
+from rawstream.flow.meter import Meter
+from rawstream.flow.pump import Delivery, count_tokens, produce
 from rawstream.model import SourceItem, Token, TokenStream
 from tests.support.flow import PATIENCE, Clock, Counted, FakeResponse, Plain, repeat, stream_to, turns, until
 

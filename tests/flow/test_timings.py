@@ -9,7 +9,8 @@ from contextlib import aclosing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawstream.flow.pump import Delivery, Meter, produce
+from rawstream.flow.meter import Meter
+from rawstream.flow.pump import Delivery, produce
 from rawstream.flow.timings import FIRST_TOKEN, INTER_TOKEN, SHORT, WHOLE, Histogram, Lately, Timings
 from rawstream.model import SourceItem, Token
 from tests.support.flow import Clock, FakeResponse, Plain
@@ -94,6 +95,7 @@ async def timed(tokens: AsyncGenerator[SourceItem, None], clock: Clock, *, write
     async with aclosing(tokens):
         last = await produce(tokens, Plain(), delivery, meter, write_size=write_size, hold=1.0, clock=clock)
         await delivery.finish(last)
+    delivery.settle()
     return timings
 
 
@@ -190,4 +192,5 @@ async def test_without_timings_nothing_is_counted() -> None:
     delivery = Delivery(FakeResponse(), Plain(), meter, ())
     assert delivery.put_nowait(b"x", 1.0)
     await delivery.finish(b"y")
+    delivery.settle()
     assert meter.tokens_written == 0

@@ -326,7 +326,7 @@ async def test_a_whole_answer_moves_what_belongs_to_it(loop_kind: str) -> None:
     assert after("inter_token_latency_seconds_count") == 19
     assert 0.02 < after("inter_token_latency_seconds_sum") <= after("e2e_request_latency_seconds_sum")
     assert 0 < after("added_latency_seconds_count") <= 21
-    assert 0 < after("longest_hold_seconds") < 5
+    assert 0 <= after("longest_hold_seconds") < 5
     assert 0.02 < after("waiting_seconds_total", waiting_for="source") <= after("e2e_request_latency_seconds_sum")
     assert after("cancel_latency_seconds_count") == 0
     assert after("http_answers_total", status="2xx") == 2, "the stream, and the scrape before"
