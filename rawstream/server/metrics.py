@@ -226,7 +226,7 @@ def _of_timings(timings: Timings, now: float) -> Iterator[Family]:
     )
     yield gauge(
         "longest_hold_seconds",
-        "Longest time that one stream held the event loop up to a write, in the last one to two minutes; 0: 50 µs at most.",
+        "Longest time that one stream held the event loop up to a write, in the last minute or two; 0: 50 µs at most.",
         timings.held.look(now),
         joined="max",
     )
