@@ -22,7 +22,16 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider as SdkProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider, set_span_in_context
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    TracerProvider,
+    format_span_id,
+    format_trace_id,
+    set_span_in_context,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -76,7 +85,7 @@ class OpenTelemetry:
 
     def begin(self, request: Request, path: str, sent: Headers) -> Trace:
         """The span of an answer, below the client's, where the client told us (``sent``) of one."""
-        context = _PROPAGATOR.extract(dict(sent), Context())
+        context = _PROPAGATOR.extract(dict(sent), Context()) if sent else Context()
         attributes = {"gen_ai.provider.name": "rawstream", "http.route": path, **self._address, **_asked(request)}
         span = self._tracer.start_span(_name(request.model), context, SpanKind.SERVER, attributes)
         if not span.is_recording():
@@ -370,6 +379,7 @@ def _fail(span: Span, kind: str) -> None:
 
 def _fields(span: Span) -> Headers:
     """The header fields that tell an upstream of ``span``."""
-    carrier: dict[str, str] = {}
-    _PROPAGATOR.inject(carrier, set_span_in_context(span, Context()))
-    return tuple(carrier.items())
+    context = span.get_span_context()
+    trace, parent = format_trace_id(context.trace_id), format_span_id(context.span_id)
+    fields = (("traceparent", f"00-{trace}-{parent}-{context.trace_flags & 0xFF:02x}"),)
+    return (*fields, ("tracestate", context.trace_state.to_header())) if context.trace_state else fields

@@ -30,7 +30,7 @@ def codes(kind: type[RawstreamError] = RawstreamError) -> set[str]:
 async def test_every_metric_that_is_named_there_is_exposed() -> None:
     settings = Settings(port=0, upstream="http://127.0.0.1:1/v1", users=(UserSettings(name="a", keys=(new_key()[1],)),))
     async with asyncio.timeout(10), rawstream.Server(settings, RoutedSource(settings)) as server:
-        reply = await asyncio.to_thread(raw.ask, server.port, raw.get("/metrics", host="localhost"))
+        reply = await asyncio.to_thread(raw.ask, server.port, raw.get("/metrics"))
     exposed = {line.split(" ")[2] for line in reply.body.decode().splitlines() if line.startswith("# HELP ")}
     named = set(re.findall(r"\brawstream_[a-z_]+[a-z]", PRODUCTION + WRONG))
     assert len(named) > 5

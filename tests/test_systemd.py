@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import rawstream
 from rawstream import config as configuration
 from rawstream.settings import Settings
 from rawstream.systemd import ServiceManager, handed_over
@@ -195,6 +196,19 @@ def test_a_server_serves_on_the_socket_that_systemd_opened(monkeypatch: pytest.M
         assert server.port > 1
         assert server.ask(raw.chat(tokens=3, tokens_per_second=None)).done
         server.assert_steady()
+
+
+async def test_who_connects_during_a_restart_waits_at_the_socket_and_is_answered() -> None:
+    """systemd keeps its own copy of the socket: ours can be closed, and nobody is refused."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        async with asyncio.timeout(20):
+            async with rawstream.Server(Settings(port=0), sockets=[held.dup()]) as first:
+                assert first.port == port
+            with await asyncio.to_thread(raw.Client, port) as client:
+                client.send(raw.get("/healthz"))
+                async with rawstream.Server(Settings(port=0), sockets=[held.dup()]):
+                    assert (await asyncio.to_thread(client.reply)).status == 200
 
 
 def test_a_unix_socket_can_be_handed_over_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

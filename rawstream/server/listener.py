@@ -42,6 +42,8 @@ class Listener:
     ) -> None:
         """``connections()`` is the number of open ones; accepting pauses at ``limit``."""
         self.sockets = sockets
+        for sock in sockets:
+            sock.setblocking(False)  # one that was handed to us may block, and would hold up the loop
         self._factory = factory
         self._settings = settings
         self._connections = connections
