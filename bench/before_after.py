@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -27,12 +27,14 @@ from bench.scenarios import all_scenarios
 from bench.scenarios.base import Bench, Scale
 from bench.trend import Spread, spread
 
-PARTS: Final[Mapping[str, tuple[str, str]]] = {
-    "first": ("added_p50_us", "added first token p50, µs"),
-    "paced": ("us_per_token", "CPU per relayed token, 200 streams × 50 tokens/s, µs"),
-    "unpaced": ("us_per_token", "CPU per relayed token, 50 unpaced streams, µs"),
-}
-"""Part of the scenario gateway to its figure."""
+FIGURES: Final = (
+    ("first", "added_p50_us", "added first token p50, µs"),
+    ("first", "us_per_request", "CPU per request of one token, µs"),
+    ("paced", "us_per_token", "CPU per relayed token, 200 streams × 50 tokens/s, µs"),
+    ("unpaced", "us_per_token", "CPU per relayed token, 50 unpaced streams, µs"),
+)
+"""Part of the scenario gateway, figure, what it is."""
+PARTS: Final = tuple(dict.fromkeys(part for part, _, _ in FIGURES))
 
 MOST: Final = 1.1
 """After over before."""
@@ -72,7 +74,6 @@ def version(name: str, path: Path) -> Peer:
 class Compared:
     """One figure of both versions."""
 
-    part: str
     label: str
     before: Spread | None
     after: Spread | None
@@ -89,7 +90,7 @@ def compare(
     before: Path,
     after: Path,
     *,
-    parts: Sequence[str] = tuple(PARTS),
+    parts: Sequence[str] = PARTS,
     rounds: int = 5,
     scale: Scale = "full",
     tick: Callable[[str], None] = lambda text: None,
@@ -112,12 +113,15 @@ def compare(
                         found.setdefault((part, name), []).append(seen)
         finally:
             os.sched_setaffinity(0, usual)
-    return [compared(part, found[part, "before"], found[part, "after"]) for part in parts]
+    return [
+        compared(key, label, found[part, "before"], found[part, "after"])
+        for part, key, label in FIGURES
+        if part in parts
+    ]
 
 
-def compared(part: str, before: Sequence[Measurement], after: Sequence[Measurement]) -> Compared:
+def compared(key: str, label: str, before: Sequence[Measurement], after: Sequence[Measurement]) -> Compared:
     """One figure of the rounds of both."""
-    key, label = PARTS[part]
 
     def values(runs: Sequence[Measurement]) -> list[float]:
         return [run.values[key] for run in runs if run.counts and key in run.values]
@@ -132,4 +136,4 @@ def compared(part: str, before: Sequence[Measurement], after: Sequence[Measureme
         for run in runs:
             for text in [*run.marks, *([f"FAILED: {run.failure}"] if run.failure else [])]:
                 marks.setdefault((name, text.partition(":")[0]), f"{name}: {text}")
-    return Compared(part, label, spread(values(before)), spread(values(after)), spread(ratios), tuple(marks.values()))
+    return Compared(label, spread(values(before)), spread(values(after)), spread(ratios), tuple(marks.values()))

@@ -301,7 +301,7 @@ def report_again(folder: Path | None, readme: bool, plots: bool) -> None:
 )
 @click.option("--after", type=click.Path(exists=True, path_type=Path), required=True, help="The other one.")
 @click.option("--rounds", type=click.IntRange(1, 50), default=5, show_default=True)
-@click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, help="Default: all.")
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Default: all.")
 @click.option("--short", is_flag=True, help="Shorter runs: a first look.")
 @click.option("--toy", is_flag=True, hidden=True)
 def before_after(before: Path, after: Path, rounds: int, parts: tuple[str, ...], short: bool, toy: bool) -> None:
@@ -312,7 +312,7 @@ def before_after(before: Path, after: Path, rounds: int, parts: tuple[str, ...],
     scale: Scale = "toy" if toy else "short" if short else "full"
     with console.status("starting") as status:
         try:
-            found = compare(before, after, parts=parts or tuple(PARTS), rounds=rounds, scale=scale, tick=status.update)
+            found = compare(before, after, parts=parts or PARTS, rounds=rounds, scale=scale, tick=status.update)
         except NoVersion as error:
             raise click.ClickException(str(error)) from None
     table = Table(title=f"medians (min-max) of {rounds} rounds", title_justify="left")

@@ -44,6 +44,9 @@ rawstream gets the very same source, by ``--source bench.peers._source:for_rawst
     events and tokens are as above; its counters are those of ``/debug/streams``. ``rawstream-mock`` is the
     built-in mock.
 
+A peer of kind *tls* is a server that speaks https (``tls=True``, as ``rawstream-tls`` does): it answers what a server
+    answers, and takes part only where TLS is the question. Its certificate is made on the spot, and nobody verifies it.
+
 What every *gateway* answers
     ``POST completions``, forwarded to ``ctx.upstream_url`` (scheme, host, port; a trailing ``/v1`` is
     allowed), path ``/v1/chat/completions``. A gateway has no source, so no stats.

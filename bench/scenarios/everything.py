@@ -89,6 +89,7 @@ class Everything(Scenario):
         Column("late_p99_ms", "deviation p99", "ms", "less", 2),
         Column("added_p50_us", "added p50", "µs", "less", 0, ratio=True),
         Column("added_p99_us", "added p99", "µs", "less", 0),
+        Column("us_per_request", "CPU per request", "µs", "less", 0),
         Column("scrapes", "scrapes", "", None, 0),
         Column("scrape_ms", "longest scrape", "ms", None, 1),
         Column("generator_cpu", "generator's core", "share", None, 2),
@@ -180,6 +181,7 @@ class Everything(Scenario):
         mock = {"tokens": 1, "tokens_per_second": None, "batch": 1}
         request = chat_request(peer.paths["chat"], mock, key=peer.key)
         asked = ALONE[bench.scale]
+        cpu_before = server.cpu()
         generator.group("alone", count=1, mode="short", port=server.port, request=request, tokens=1, requests=asked)
         generator.run()
         ends = time.monotonic() + 60
@@ -187,10 +189,15 @@ class Everything(Scenario):
             if group["wrong"] or group["failed"] or group["bad_status"]:
                 break
             time.sleep(0.05)
+        cpu_after = server.cpu()
         result = generator.stop()
         check_answers(found, result)
         seen = result["groups"]["alone"]["first_us"]
         if not seen["count"]:
             found.failure = found.failure or "no answer came"
             return
-        found.values |= {"added_p50_us": seen["p50"], "added_p99_us": seen["p99"]}
+        found.values |= {
+            "added_p50_us": seen["p50"],
+            "added_p99_us": seen["p99"],
+            "us_per_request": (cpu_after - cpu_before) / asked * 1e6,
+        }

@@ -64,6 +64,7 @@ class Gateway(Scenario):
         Column("late_p99_ms", "deviation p99", "ms", "less", 2),
         Column("added_p50_us", "added p50", "µs", "less", 0, ratio=True),
         Column("added_p99_us", "added p99", "µs", "less", 0),
+        Column("us_per_request", "CPU per request", "µs", "less", 0),
         Column("process_kib", "process per client", "KiB", "less", 1, ratio=True),
         Column("kernel_kib", "its kernel's send queue", "KiB", "less", 1),
         Column("rid_kib", "upstream rid of", "KiB", "less", 1, ratio=True),
@@ -243,6 +244,7 @@ def first(
     upstream.answer(tokens=1, rate=None)
     asked = ALONE[bench.scale]
     seen = {}
+    cpu_before = server.cpu()  # it does nothing while the upstream is asked directly
     for name, port in (("direct", upstream.port), ("through", server.port)):
         generator.group(
             name, count=1, mode="short", dialect="openai", port=port, request=request, tokens=1, requests=asked
@@ -254,6 +256,7 @@ def first(
             if group["wrong"] or group["failed"] or group["bad_status"]:
                 break
             time.sleep(0.05)
+    cpu_after = server.cpu()
     result = generator.stop()
     check_answers(found, result)
     for name in ("direct", "through"):
@@ -265,6 +268,7 @@ def first(
         "added_p50_us": seen["through"]["p50"] - seen["direct"]["p50"],
         "added_p99_us": seen["through"]["p99"] - seen["direct"]["p99"],
         "direct_p50_us": seen["direct"]["p50"],
+        "us_per_request": (cpu_after - cpu_before) / asked * 1e6,
     }
     if result["groups"]["through"]["reconnects"]:
         found.marks.append("the gateway closes the connection after each answer")

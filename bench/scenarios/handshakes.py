@@ -41,8 +41,8 @@ class Handshakes(Scenario):
     bars = ("us_per_handshake",)
     us = ("rawstream-tls",)
     wins = (
-        "All of them call the same OpenSSL, which takes most of the time of a full handshake. nginx has no event loop, "
-        "no protocol objects and no garbage collector around it."
+        "OpenSSL's part is the same for all of them. Around it nginx has compiled code for the connection, uvicorn "
+        "uvloop's; rawstream's is Python: a transport, two memory buffers, a protocol and its deadlines for each."
     )
 
     def parts(self, scale: Scale) -> Sequence[str]:

@@ -40,22 +40,26 @@ def test_what_is_no_program_is_no_version(tmp_path: Path) -> None:
 
 def test_the_ratio_is_taken_within_the_round() -> None:
     """A round in which everything took twice as long has the same ratio."""
-    seen = compared("paced", [run(10, 0), run(20, 1), run(10, 2)], [run(11, 0), run(22, 1), run(10.5, 2)])
+    seen = compared("us_per_token", "CPU", [run(10, 0), run(20, 1), run(10, 2)], [run(11, 0), run(22, 1), run(10.5, 2)])
     assert seen.ratio is not None
     assert seen.ratio.median == pytest.approx(1.1)
     assert seen.before is not None
     assert seen.before.median == 10
-    assert not compared("paced", [run(10, 0)], [run(11.1, 0)]).passed
-    assert compared("paced", [run(10, 0)], [run(10.9, 0)]).passed
+    assert not compared("us_per_token", "CPU", [run(10, 0)], [run(11.1, 0)]).passed
+    assert compared("us_per_token", "CPU", [run(10, 0)], [run(10.9, 0)]).passed
 
 
 def test_a_failed_run_has_no_ratio_and_is_named() -> None:
     """It does not pass, and a mark of each kind is said once."""
-    seen = compared("paced", [run(10, 0), run(10, 1)], [run(5, 0, failure="no token"), run(5, 1, failure="no token")])
+    seen = compared(
+        "us_per_token", "CPU", [run(10, 0), run(10, 1)], [run(5, 0, failure="no token"), run(5, 1, failure="no token")]
+    )
     assert not seen.passed
     assert seen.marks == ("after: FAILED: no token",)
     busy = [run(10, number, mark=f"disturbed: {number} %") for number in range(3)]
-    assert compared("paced", busy, [run(10, number) for number in range(3)]).marks == ("before: disturbed: 0 %",)
+    assert compared("us_per_token", "CPU", busy, [run(10, number) for number in range(3)]).marks == (
+        "before: disturbed: 0 %",
+    )
 
 
 def test_two_versions_are_measured() -> None:
@@ -64,5 +68,6 @@ def test_two_versions_are_measured() -> None:
         build.compiled("generator")
     except build.NoCompiler as error:
         missing(str(error))
-    (seen,) = compare(ROOT, ROOT, parts=("first",), rounds=1, scale="toy")
+    seen, cpu = compare(ROOT, ROOT, parts=("first",), rounds=1, scale="toy")
     assert seen.ratio is not None, seen.marks
+    assert cpu.label.startswith("CPU per request")
