@@ -71,6 +71,7 @@ class Link(asyncio.Protocol):
         "_seal",
         "_small_writes",
         "_unread",
+        "busy_seen",
         "gate",
         "interrupt",
         "loop",
@@ -112,6 +113,8 @@ class Link(asyncio.Protocol):
         """Bytes given to the transport, in all."""
         self.rwnd_seen = 0.0
         """``rwnd_limited`` (seconds) at the end of the last stream that waited."""
+        self.busy_seen = 0.0
+        """The same of ``busy``."""
         self.secured: SecuredTransport | None = None
         """The TLS that this link speaks through, if it does; it is the transport then."""
         self.undelivered: int | None = None

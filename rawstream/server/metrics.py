@@ -184,8 +184,8 @@ class Metrics:
         yield counter("stream_bytes", "Bytes of event streams written.", live.bytes)
         yield counters(
             "waiting_seconds",
-            "Seconds that streams waited, by whom for. Client: its receive window was shut (TCP_INFO's rwnd_limited); "
-            "network: the rest of the wait for room.",
+            "Seconds that streams waited, by whom for. Network: the kernel was busy with what was not acknowledged "
+            "(TCP_INFO's busy) and the client's window was open (rwnd_limited); client: the rest of the wait for room.",
             "waiting_for",
             {whom: self._risen("waiting", whom, seconds) for whom, seconds in live.waiting.items()},
         )

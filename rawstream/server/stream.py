@@ -10,13 +10,12 @@ import math
 import weakref
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 from rawstream.errors import (
     ClientStalled,
     StreamDeadline,
 )
-from rawstream.flow.allowance import AllowanceSink
 from rawstream.flow.credit import Credit, CreditSink
 from rawstream.flow.interrupt import Interruption
 from rawstream.flow.kernel import tcp_info
@@ -33,9 +32,6 @@ from rawstream.server.exchange import Exchange
 from rawstream.server.ids import random_id
 from rawstream.server.spending import Tab
 from rawstream.settings import Settings
-
-_LEAST: Final = {"chat": 16, "event-source": 16, "openai": 16}
-"""Fewest bytes of one token's frame, by dialect. The others join the tokens of a batch: one byte each."""
 
 
 class Stream:
@@ -110,10 +106,7 @@ class Stream:
 
     def sink(self) -> Sink:
         """Where its frames go."""
-        sink: Sink = self.delivery
-        if self.tab is not None and self.tab.lease is not None:
-            sink = AllowanceSink(sink, self.tab.lease, self.meter, _LEAST.get(self.dialect_name, 1))
-        return sink if self.credit is None else CreditSink(sink, self.credit, self.meter)
+        return self.delivery if self.credit is None else CreditSink(self.delivery, self.credit, self.meter)
 
     @property
     def user(self) -> str | None:
@@ -194,7 +187,12 @@ class Stream:
         self.exchange.connection.lose(ClientStalled("too much was buffered in all, and this client held most of it"))
 
     def split_wait(self, client_seconds: float, *, final: bool = False) -> tuple[float, float]:
-        """Split the wait into (client, network): the kernel knows how long the peer's window was shut."""
+        """Split the wait for room into (client, network).
+
+        The kernel knows how long it was busy with what the peer had not acknowledged, and for how much of that the
+        peer's window was shut. The rest of the busy time was the network's. Where the kernel was not busy the client
+        had all there was, and had not asked for more (credit).
+        """
         connection = self.exchange.connection
         if client_seconds < 0.001:
             return client_seconds, 0.0
@@ -202,10 +200,12 @@ class Stream:
         info = tcp_info(sock) if sock is not None else None
         if info is None:
             return client_seconds, 0.0
-        by_client = min(client_seconds, max(0.0, info.rwnd_limited - connection.rwnd_seen))
+        shut = max(0.0, info.rwnd_limited - connection.rwnd_seen)
+        busy = max(0.0, info.busy - connection.busy_seen)
         if final:
-            connection.rwnd_seen = info.rwnd_limited
-        return by_client, client_seconds - by_client
+            connection.rwnd_seen, connection.busy_seen = info.rwnd_limited, info.busy
+        by_network = max(0.0, min(client_seconds - shut, busy - shut))
+        return client_seconds - by_network, by_network
 
     def waiting_for(self) -> str | None:
         """'source', 'client', 'network' or None (running)."""

@@ -30,7 +30,7 @@ class Streaming:
 
         async def stream() -> None:
             async with aclosing(OneByOne(tokens)) as singly:
-                last = await produce(singly, Plain(), sink, self.meter, write_size=2048, hold=0.0001)
+                last = await produce(singly, Plain(), sink, self.meter, write_size=2048, hold=1.0)
                 await self.delivery.finish(last)
 
         self.task = asyncio.create_task(stream(), name="stream")

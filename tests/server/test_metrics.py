@@ -377,6 +377,17 @@ async def test_a_client_that_reads_nothing_is_who_is_waited_for(loop_kind: str) 
     ) == 0  # fmt: skip
 
 
+async def test_who_waits_for_credit_waits_for_the_client_and_not_for_the_network() -> None:
+    """The kernel has nothing to do meanwhile."""
+    async with serving(MockSource()) as served:
+        body = '{"prompt":"a","mock":{"tokens":null,"tokens_per_second":null}}'
+        client = await served.client(post("/chat?credit=3", body))
+        await client.read_until(b'"token"', 3)
+        seen = await scraped(served, lambda seen: seen("waiting_seconds_total", waiting_for="client") > 0.3)
+        assert seen("streams", waiting_for="client") == 1
+        assert seen("waiting_seconds_total", waiting_for="network") < 0.15
+
+
 async def test_a_client_that_leaves_has_its_source_closed_and_that_is_timed() -> None:
     closing = asyncio.Event()
 
