@@ -43,18 +43,12 @@ class Scraper:
     def of(self, server: Server) -> Iterator[None]:
         """While the block runs."""
         over = threading.Event()
+        self._scrape(server)  # the first one does what is done once: it belongs to the warm-up
+        self.scrapes, self.longest = 0, 0.0
 
         def scrape() -> None:
-            while not over.wait(1.0 if self.scrapes else 0.0):
-                began = time.monotonic()
-                try:
-                    text = server.get("/metrics").decode()
-                except (OSError, ValueError) as error:
-                    self.problem = str(error)
-                    return
-                self.tokens = max((float(found[1]) for found in _TOKENS.finditer(text)), default=0.0)
-                self.scrapes += 1
-                self.longest = max(self.longest, time.monotonic() - began)
+            while not self.problem and not over.wait(1.0):
+                self._scrape(server)
 
         thread = threading.Thread(target=scrape, name="scraper", daemon=True)
         thread.start()
@@ -63,6 +57,17 @@ class Scraper:
         finally:
             over.set()
             thread.join(10)
+
+    def _scrape(self, server: Server) -> None:
+        began = time.monotonic()
+        try:
+            text = server.get("/metrics").decode()
+        except (OSError, ValueError) as error:
+            self.problem = str(error)
+            return
+        self.tokens = max((float(found[1]) for found in _TOKENS.finditer(text)), default=0.0)
+        self.scrapes += 1
+        self.longest = max(self.longest, time.monotonic() - began)
 
 
 class Everything(Scenario):
