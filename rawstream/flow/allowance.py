@@ -1,20 +1,18 @@
-"""An allowance: what a stream may still be given of its user's budget, as a permission beside the response's.
+"""An allowance: what a stream may still be given of its user's budget, looked at before its source is asked.
 
-Rule 1: the source is not asked for a token that was not leased. A batch that a source makes in one step is its own
-        size, so that a stream may go over by what one batch has more than was left.
-Rule 2: room is bytes, and leases are tokens: ``least`` bytes are the fewest that one token's frame can have.
-Rule 3: what an upstream says beside text (thoughts, tool calls) is paid for too, whether or not its client is shown
-        it. Where it makes no frame no sink sees it, so that ``AllowedTokens`` counts it where it comes from.
-Rule 4: a stream without a budget knows nothing of this: its sink is the delivery itself.
+Rule 1: the source is not asked for anything that was not leased. A batch that it makes in one step is its own size,
+        so that a stream may go over by what one batch has more than was left, and by no more.
+Rule 2: permission to write comes first. A stream whose client takes nothing leases nothing.
+Rule 3: what an upstream says beside text (thoughts, tool calls) is paid for too, whether or not its client is shown it.
+Rule 4: a stream without a budget knows nothing of this, and one with a budget pays a comparison for each step.
 """
 
 from __future__ import annotations
 
-import asyncio
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from rawstream.flow.meter import Meter
-from rawstream.flow.pump import Sink
 from rawstream.model import SourceItem, SourceStatistics, Token, TokenStream
 
 
@@ -31,69 +29,35 @@ class Lease(Protocol):
         ...
 
 
-class AllowanceSink:
-    """A sink that has room for as many tokens as were leased."""
-
-    __slots__ = ("_lease", "_least", "_meter", "_sink")
-
-    def __init__(self, sink: Sink, lease: Lease, meter: Meter, least: int) -> None:
-        """``meter`` counts the tokens of the stream that ``sink`` belongs to; ``least``: bytes of one's frame."""
-        self._sink = sink
-        self._lease = lease
-        self._meter = meter
-        self._least = least
-
-    @property
-    def room(self) -> int:
-        """Bytes: the sink's, and no more than the tokens left are certain to fill."""
-        left = self._lease.granted - self._meter.tokens
-        return min(self._sink.room, left * self._least) if left > 0 else 0
-
-    async def wait_room(self) -> int:
-        """Lease more when nothing is left, then wait for room. Raises LimitReached, and what the sink raises.
-
-        Cancel-safe.
-        """
-        lease, meter = self._lease, self._meter
-        while meter.tokens >= lease.granted:
-            await lease.more()
-            # A ledger in memory gives without waiting, and the caller takes this for its turn's end.
-            await asyncio.sleep(0)
-        room = self._sink.room
-        if room <= 0:
-            room = await self._sink.wait_room()
-        return min(room, (lease.granted - meter.tokens) * self._least)
-
-    def put_nowait(self, frames: bytes, now: float) -> bool:
-        """As the sink's; False too when what was leased is used up."""
-        return self._sink.put_nowait(frames, now) and self._meter.tokens < self._lease.granted
-
-
 class AllowedTokens:
-    """An upstream's token stream, which is not read on when text and all beside it have used the lease up."""
+    """A token stream that is not read on when its tokens have used the lease up."""
 
-    __slots__ = ("_lease", "_meter", "_stream", "beside")
+    __slots__ = ("_lease", "_meter", "_next", "_stream")
 
     def __init__(self, stream: TokenStream, lease: Lease, meter: Meter) -> None:
-        """``meter`` counts the tokens of text."""
+        """``meter`` counts the tokens of ``stream``; nothing between the two may hold any back when more are asked."""
         self._stream = stream
+        self._next = stream.__anext__
         self._lease = lease
         self._meter = meter
-        self.beside = -1
-        """Events with neither text nor an end: thoughts, tool calls. The first one is the answer's role."""
+
+    @property
+    def used(self) -> int:
+        """Tokens so far."""
+        return self._meter.tokens
 
     def __aiter__(self) -> AllowedTokens:
         return self
 
-    async def __anext__(self) -> SourceItem:
+    def __anext__(self) -> Coroutine[Any, Any, SourceItem]:
         """The next item. Raises LimitReached too. Cancel-safe as the stream underneath is."""
-        while self._meter.tokens + self.beside >= self._lease.granted:
+        # What the stream underneath gives is given on: no coroutine of our own for each token.
+        return self._next() if self._meter.tokens < self._lease.granted else self._leased()
+
+    async def _leased(self) -> SourceItem:
+        while self.used >= self._lease.granted:
             await self._lease.more()
-        item = await self._stream.__anext__()
-        for token in (item,) if isinstance(item, str | Token) else item:
-            if token.__class__ is Token and not token.text and token.finish_reason is None and token.usage is None:
-                self.beside += 1
-        return item
+        return await self._next()
 
     async def aclose(self) -> None:
         """Close the stream underneath. Idempotent."""
@@ -103,3 +67,26 @@ class AllowedTokens:
         """What the stream underneath holds."""
         inner = getattr(self._stream, "statistics", None)
         return SourceStatistics() if inner is None else inner()
+
+
+class AllowedEvents(AllowedTokens):
+    """The same for an upstream's stream, whose events may hold something else than text."""
+
+    __slots__ = ("_beside",)
+
+    def __init__(self, stream: TokenStream, lease: Lease, meter: Meter) -> None:
+        super().__init__(stream, lease, meter)
+        self._beside = -1
+        """Events with neither text nor an end: thoughts, tool calls. The first one is the answer's role."""
+
+    @property
+    def used(self) -> int:
+        """Tokens of text, and events beside it, so far."""
+        return self._meter.tokens + max(0, self._beside)
+
+    async def __anext__(self) -> SourceItem:
+        item = await self._leased()
+        for token in (item,) if isinstance(item, str | Token) else item:
+            if token.__class__ is Token and not token.text and token.finish_reason is None and token.usage is None:
+                self._beside += 1
+        return item

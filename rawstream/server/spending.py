@@ -14,7 +14,7 @@ import asyncio
 from typing import Final, Protocol, cast
 
 from rawstream.errors import LimitReached, ModelNotAllowed
-from rawstream.flow.allowance import AllowedTokens
+from rawstream.flow.allowance import AllowedEvents, AllowedTokens
 from rawstream.flow.meter import Meter
 from rawstream.limits.budget import BLOCK, Lease, Ledger
 from rawstream.limits.users import User
@@ -45,21 +45,23 @@ class Tab:
         self._upstream: UpstreamTokens | None = None
         """Where its tokens come from, if that is an upstream."""
         self._allowed: AllowedTokens | None = None
+        """Its tokens, where a budget holds them."""
         self.used = 0
         """Tokens, to be settled."""
 
     def watch(self, tokens: TokenStream, meter: Meter) -> TokenStream:
-        """``tokens`` of this answer's source, held to what was set aside where they are an upstream's."""
+        """``tokens`` of this answer's source, held to what is set aside. ``meter`` counts them."""
+        kind = AllowedTokens
         if hasattr(tokens, "usage"):
-            self._upstream = cast(UpstreamTokens, tokens)
-            if self.lease is not None:
-                tokens = self._allowed = AllowedTokens(tokens, self.lease, meter)
+            self._upstream, kind = cast(UpstreamTokens, tokens), AllowedEvents
+        if self.lease is not None:
+            tokens = self._allowed = kind(tokens, self.lease, meter)
         return tokens
 
     def count(self, passed: int, *, whole: bool) -> None:
-        """The stream is over, and ``passed`` tokens of text came by. ``whole``: its source came to its end."""
+        """The answer is over, and ``passed`` tokens of text came by. ``whole``: its source came to its end."""
         if self._allowed is not None:
-            passed += max(0, self._allowed.beside)
+            passed = self._allowed.used
         usage = None if self._upstream is None else self._upstream.usage
         told = 0 if usage is None else usage.completion_tokens
         # Some servers say 0 in each event: that is no count.
