@@ -14,7 +14,7 @@ The name in ``Host`` is looked at because of "DNS rebinding": a page's own name 
 from __future__ import annotations
 
 import logging
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from rawstream.errors import BadRequest, Unauthorized
 from rawstream.limits.budget import Ledger
@@ -33,6 +33,7 @@ from rawstream.server.peers import (
 from rawstream.settings import Settings, UserSettings
 from rawstream.settings.lists import Hosts, Origins, Proxies, field_name, hosts, origins, proxies
 from rawstream.settings.tables import ANYBODY, is_user_name
+from rawstream.wire.guard import RequestHead
 
 log = logging.getLogger("rawstream")
 
@@ -54,6 +55,28 @@ _MAX_AGE: Final = "7200"
 """Seconds that a browser may remember a preflight's answer; Chromium takes no more."""
 _EXPOSE: Final = ("access-control-expose-headers", _EXPOSED_HEADERS)
 _VARY: Final = ("vary", "origin")
+
+
+class Page(NamedTuple):
+    """What a browser says of the page that asks."""
+
+    origin: str | None
+    site: str | None
+    """``Sec-Fetch-Site``."""
+
+
+_NO_PAGE: Final = Page(None, None)
+
+
+def page_of(head: RequestHead) -> Page:
+    """One look at each field: every request comes by here."""
+    origin = site = None
+    for name, value in head.headers:
+        if name == "origin":
+            origin = value if origin is None else "null"  # none says it twice
+        elif name == "sec-fetch-site":
+            site = value if site is None else "cross-site"
+    return _NO_PAGE if origin is site is None else Page(origin, site)
 
 
 def users_of(settings: Settings) -> Users:
@@ -86,14 +109,15 @@ class Access:
 
     # --- what prepare() asks -----------------------------------------------------------------------------------
 
-    def greet(self, exchange: Exchange) -> None:
-        """Whatever it asks for: may it be asked for under this name? Raises BadRequest (421).
+    def greet(self, exchange: Exchange) -> Page:
+        """Whatever it asks for: may it be asked for under this name? Raises BadRequest (421). Which page asks.
 
         From here on each answer, an error too, can be read by the pages that may ask.
         """
         if exchange.connection.operator:
-            return
-        origin = exchange.head.header("origin")
+            return _NO_PAGE
+        page = page_of(exchange.head)
+        origin = page.origin
         if self._pages is not None:
             self._share(exchange, origin, self._pages)
         # A preflight does nothing, and what it asks about comes here too.
@@ -101,12 +125,14 @@ class Access:
             origin is not None and self._local_names_only and exchange.head.method != "OPTIONS"
         ):
             self._check_name(exchange)
+        return page
 
-    def admit(self, exchange: Exchange, need: Need) -> None:
+    def admit(self, exchange: Exchange, need: Need, page: Page) -> None:
         """May whoever asks ask for this? Sets ``exchange.user``. Raises BadRequest (403) and Unauthorized (401)."""
-        safe = exchange.head.method in _SAFE
-        if not safe or need == "generate":
-            self._check_page(exchange, safe)
+        if page is not _NO_PAGE:
+            safe = exchange.head.method in _SAFE
+            if not safe or need == "generate":
+                self._check_page(exchange, page, safe)
         if self._closed and need in ("user", "generate"):
             exchange.user = exchange.connection.user or self._user_of(exchange)
 
@@ -140,10 +166,9 @@ class Access:
         else:
             exchange.added = (_VARY,)
 
-    def _check_page(self, exchange: Exchange, safe: bool) -> None:
+    def _check_page(self, exchange: Exchange, page: Page, safe: bool) -> None:
         """Raise 403 for what a page of another origin asks for (as Go's ``http.CrossOriginProtection`` has it)."""
-        head = exchange.head
-        site, origin = head.header("sec-fetch-site"), head.header("origin")
+        origin, site = page
         if site is not None:
             own = site in ("same-origin", "none") or (safe and site == "same-site")
         else:

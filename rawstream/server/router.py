@@ -107,7 +107,7 @@ async def prepare(router: Router, exchange: Exchange, access: Access) -> Handler
         route, exchange.params = found
         exchange.path = route.path
         exchange.refusal = route.refusal
-    access.greet(exchange)
+    page = access.greet(exchange)
     if head.path == "*":
         await exchange.respond(204, [("allow", "GET, HEAD, OPTIONS, POST")])
         return None
@@ -125,7 +125,7 @@ async def prepare(router: Router, exchange: Exchange, access: Access) -> Handler
         await exchange.refuse(error, headers=[("allow", route.allow)])
         return None
     need = route.access[asked]
-    access.admit(exchange, need)
+    access.admit(exchange, need, page)
     if exchange.user is not None and need == "generate" and method != "HEAD" and exchange.user.request_caps:
         await access.count(exchange.user)
     if method in route.json:

@@ -125,6 +125,8 @@ def test_a_star_is_for_any_page_and_never_with_its_cookies() -> None:
         ({"sec_fetch_site": "cross-site", "origin": "http://test"}, 403),
         ({"sec_fetch_site": "same-origin", "origin": "https://behind.a.proxy"}, 200),
         ({"origin": EVIL, "x_forwarded_host": "evil.example"}, 403),
+        ({"origin": "http://test", "Origin": "http://test"}, 403),
+        ({"sec_fetch_site": "none", "Sec_Fetch_Site": "none"}, 403),
     ],
 )
 def test_what_changes_something_is_not_for_pages_of_another_origin(
