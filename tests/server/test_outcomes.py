@@ -14,8 +14,8 @@ from tests.support.waiting import eventually
 
 FIELDS = {
     "time", "level", "message", "stream", "request_id", "path", "dialect", "outcome", "ended_by", "status", "tokens",
-    "bytes", "writes", "seconds", "tokens_per_second", "first_token_seconds", "seconds_source", "seconds_client",
-    "seconds_network", "detail",
+    "delivered", "bytes", "writes", "seconds", "tokens_per_second", "first_token_seconds", "seconds_source",
+    "seconds_client", "seconds_network", "user", "detail",
 }  # fmt: skip
 
 
