@@ -19,6 +19,8 @@ from rawstream.doctor.target import Kind
 FAILURE: Final = "failures"
 _TOGETHER: Final = 0.005
 """Seconds: what comes within so short a time came together."""
+_FASTEST: Final = 1000
+"""Tokens a second, which few models reach."""
 _FEWEST: Final = 10
 _SHORTEST: Final = 0.3
 _BUFFERED_PROXY: Final = (
@@ -40,16 +42,14 @@ _FULL_OF_TOKENS: Final = _FULL_BUFFERS // 25
 def bursts(arrivals: tuple[Arrival, ...]) -> list[Arrival]:
     """Arrivals with tokens in them, those that came together taken as one (at the moment of the first)."""
     found: list[Arrival] = []
-    last = float("-inf")
     for one in arrivals:
         if not one.tokens:
             continue
-        if found and one.at - last <= _TOGETHER:
+        if found and one.at - found[-1].at <= _TOGETHER:
             before = found[-1]
             found[-1] = Arrival(before.at, before.bytes + one.bytes, before.tokens + one.tokens)
         else:
             found.append(one)
-        last = one.at
     return found
 
 
@@ -74,9 +74,13 @@ def buffering(look: Look) -> Finding:
             name, "unknown", f"{pattern}, all within {span(total)}", why, "ask for a longer answer: --prompt"
         )
     why = "the reader waits for words that are long made, and a cancel or a failure is seen late"
-    if len(groups) <= 3 and total >= 1 and total - first < 0.1 * total:
+    if total >= 1 and total - first < 0.1 * total:
         seen = f"{pattern}: nothing for {span(first)}, then everything within {span(total - first)}"
-        return Finding(name, "bad", seen, why, _BUFFERED_PROXY)
+        if len(groups) <= 3:
+            return Finding(name, "bad", seen, why, _BUFFERED_PROXY)
+        if look.tokens > _FASTEST * (total - first):
+            why = "it was held back, or the model thought for long and then was very fast"
+            return Finding(name, "warn", seen, why, _BUFFERED_PROXY)
     # How long a token's burst was waited for, taken over the tokens: a single straggler does not count.
     weighed = sum(group.tokens * wait for group, wait in zip(groups[1:], gaps, strict=True)) / look.tokens
     if share >= 5 and (weighed >= 0.25 or gap >= 0.25):

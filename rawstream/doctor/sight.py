@@ -22,6 +22,8 @@ from rawstream.doctor.target import Target
 ASK_EVERY: Final = 0.005
 """Seconds between two looks."""
 
+_SETTLES_WITHIN: Final = 2.0
+
 
 class State(msgspec.Struct, frozen=True, gc=False):
     """A generation, seen from where it is made."""
@@ -146,8 +148,12 @@ class ModelServerEye:
         self._others = 0
 
     async def remember(self) -> None:
-        """To be called before a request: how many generations run already."""
-        self._others = len(await self._ask() or ())
+        """To be called before a request: how many generations run already, once our own last one is over."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + _SETTLES_WITHIN
+        while (running := await self._ask()) and clock() < until:
+            await asyncio.sleep(ASK_EVERY)
+        self._others = len(running or ())
 
     async def look(self) -> State | None:
         """The newest generation that was not there before."""
