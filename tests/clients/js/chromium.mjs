@@ -37,7 +37,7 @@ const inPage = (script, more = {}) => async (url, asked) => {
   }
 };
 
-/** In the page: an EventSource until there is so much of what `until` names, or (it `knows`) an end, or it is closed. */
+/** In the page: an EventSource until there is enough of what `until` names, or (it `knows`) an end, or it is closed. */
 function listen({ model, user, until = {}, knows = false }) {
   const query = new URLSearchParams({ prompt: "hello", model, user });
   const source = new EventSource(`/stream?${query}`);

@@ -92,8 +92,8 @@ function count(bytes, what) {
  * A line to the gateway that can be listened to, and cut. `url` takes the place of the gateway's.
  *
  * `cut: "between"` closes the connection after `after` pieces of the answer, behind a whole chunk: a clean end of the
- * transport without the end of the body; `"inside"` in the middle of a chunk; `"reset"` with a TCP reset; `"clean"` as a
- * careless proxy does it, which ends the body as if it were whole. Without `cut` it changes nothing. `requests` and
+ * transport without the end of the body; `"inside"` in the middle of a chunk; `"reset"` with a TCP reset; `"clean"` as
+ * a careless proxy does it, which ends the body as if it were whole. Without `cut` it changes nothing. `requests` and
  * `answers` have the heads that passed, `heartbeats` how many comments came back.
  */
 export async function line({ cut = null, after = 8, times = Infinity } = {}) {
