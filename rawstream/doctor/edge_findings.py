@@ -32,6 +32,8 @@ _ASK_THE_SERVER: Final = (
     "run this where the server can be asked: --server http://127.0.0.1:8000 (a rawstream's own address), or let "
     "GET /streams/{id} through the edge; elsewhere watch the server's log, or llama.cpp's /slots, while a client leaves"
 )
+_HELD: Final = 3.0
+"""Seconds of silence before heartbeats that came together."""
 _FAR_AHEAD: Final = 256 * 1024
 _FULL_BUFFERS: Final = 4 * 1024 * 1024
 """More than the kernels on the way hold: whoever is still going then does not wait for anybody."""
@@ -329,6 +331,10 @@ def idle(seen: Silence) -> Finding:
         why = "the answer was never silent; the limits to know are " + limits.EVERYBODYS
         remedy = "the mock, or a model that thinks first: --idle-model NAME (rawstream chaos: slow-first:seconds=70)"
         return Finding(name, "unknown", f"no silence longer than {span(seen.longest)}", why, remedy)
+    if beats > 1 and seen.heartbeats[-1] - seen.heartbeats[0] < 1 and seen.longest > _HELD:
+        what = f"alive after {span(seen.total)}, but {plural(beats, 'heartbeat')} came together, after {span(seen.longest)}"
+        why = f"they are held back too: whoever stands behind that sees silence, and cuts ({limits.EVERYBODYS})"
+        return Finding(name, "warn", what, why, _BUFFERED_PROXY)
     if beats:
         moments = seen.heartbeats
         every = median([b - a for a, b in itertools.pairwise((0.0, *moments))])

@@ -6,7 +6,6 @@ All are examined at once, over one server: an examination waits far more than it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -24,10 +23,19 @@ QUICK = EdgeOptions(idle=None)
 LIMIT = 2
 """Seconds of silence that the impatient proxy grants."""
 IMPATIENT = nginx_as_debian_ships("proxy_http_version 1.1;", f"proxy_read_timeout {LIMIT}s;")
+HIDES = nginx_as_debian_ships("proxy_hide_header X-Stream-Id;")
 FRONTS = {
     "Debian's nginx": nginx_as_debian_ships(),
     "Debian's nginx, deaf to x-accel-buffering": nginx_as_debian_ships("proxy_ignore_headers X-Accel-Buffering;"),
     "nginx that compresses": nginx_gzip(),
+}
+BARE = {
+    "bare": "/chat",
+    "OpenAI's wire": "/v1",
+    "useChat": "/api/chat",
+    "EventSource": "/stream",
+    "text": "/text",
+    "broken": "/chat-broken",
 }
 
 
@@ -37,29 +45,30 @@ async def examined(url: str, options: EdgeOptions = QUICK) -> Report:
 
 
 @pytest.fixture(scope="module")
-def reports() -> Iterator[dict[str, Report]]:
-    with ExitStack() as stack:
-        server = stack.enter_context(ServerProcess())
-        beating = stack.enter_context(ServerProcess("--heartbeat", "1"))
-        fronts = {name: stack.enter_context(Nginx(text, server.port)).url for name, text in FRONTS.items()}
-        fronts["the README's nginx"] = stack.enter_context(Nginx(nginx_readme(), server.port)).url
-        waits = EdgeOptions(idle=2.0 * LIMIT)
-        asked = {name: (f"{url}/chat", QUICK) for name, url in fronts.items()}
-        asked["bare"] = (f"{server.url}/chat", QUICK)
-        asked["OpenAI's wire"] = (f"{server.url}/v1", QUICK)
-        asked["useChat"] = (f"{server.url}/api/chat", QUICK)
-        asked["EventSource"] = (f"{server.url}/stream", QUICK)
-        asked["text"] = (f"{server.url}/text", QUICK)
-        asked["broken"] = (f"{server.url}/chat-broken", QUICK)
-        asked["impatient"] = (f"{stack.enter_context(Nginx(IMPATIENT, server.port)).url}/chat", waits)
-        asked["impatient, heartbeats"] = (f"{stack.enter_context(Nginx(IMPATIENT, beating.port)).url}/chat", waits)
+def reports() -> dict[str, Report]:
+    waits = EdgeOptions(idle=2.0 * LIMIT)
+    with ServerProcess() as server, ServerProcess("--heartbeat", "1") as beating:
+        with ExitStack() as stack:
 
-        async def all_of_them() -> dict[str, Report]:
-            found = await asyncio.gather(*(examined(url, options) for url, options in asked.values()))
-            return dict(zip(asked, found, strict=True))
+            def behind(config: str, origin: ServerProcess = server) -> str:
+                return f"{stack.enter_context(Nginx(config, origin.port)).url}/chat"
 
-        yield asyncio.run(all_of_them())
+            asked = {name: (behind(text), QUICK) for name, text in FRONTS.items()}
+            asked |= {
+                "the README's nginx": (behind(nginx_readme()), QUICK),
+                "nginx that hides the stream": (behind(HIDES), QUICK),
+                "impatient": (behind(IMPATIENT), waits),
+                "impatient, heartbeats": (behind(IMPATIENT, beating), waits),
+                **{name: (server.url + path, QUICK) for name, path in BARE.items()},
+            }
+
+            async def all_of_them() -> dict[str, Report]:
+                found = await asyncio.gather(*(examined(url, options) for url, options in asked.values()))
+                return dict(zip(asked, found, strict=True))
+
+            found = asyncio.run(all_of_them())
         server.assert_steady()
+    return found
 
 
 def verdicts(report: Report) -> dict[str, Verdict]:
@@ -132,15 +141,18 @@ def test_heartbeats_carry_a_stream_past_such_a_proxy(reports: dict[str, Report])
     assert "heartbeats, one each 1.0 s" in idle.seen
 
 
+def test_where_the_server_cannot_be_asked_nothing_is_claimed(reports: dict[str, Report]) -> None:
+    report = reports["nginx that hides the stream"]
+    for name in ("cancel", "backpressure"):
+        assert report.find(name).verdict == "unknown"
+        assert "--server" in report.find(name).remedy
+
+
 def test_the_server_itself_can_be_asked_where_the_edge_hides_the_stream() -> None:
-    hides = nginx_as_debian_ships("proxy_hide_header X-Stream-Id;")
-    with ServerProcess() as server, Nginx(hides, server.port) as front:
-        url = f"{front.url}/chat"
-        blind = asyncio.run(examined(url))
-        sees = asyncio.run(examined(url, EdgeOptions(idle=None, server=server.url)))
+    with ServerProcess() as server:
+        with Nginx(HIDES, server.port) as front:
+            report = asyncio.run(examined(f"{front.url}/chat", EdgeOptions(idle=None, server=server.url)))
         server.assert_steady()
-    assert blind.find("cancel").verdict == "unknown"
-    assert "--server" in blind.find("cancel").remedy
-    assert sees.find("cancel").verdict == "ok"
-    assert sees.find("backpressure").verdict in ("ok", "warn")
-    assert "/debug/streams" in sees.find("cancel").seen
+    assert report.find("cancel").verdict == "ok"
+    assert report.find("backpressure").verdict in ("ok", "warn")
+    assert "/debug/streams" in report.find("cancel").seen

@@ -200,3 +200,8 @@ def test_a_silence_that_was_survived_is_worth_what_it_lasted() -> None:
     beating = edge_findings.idle(Silence(70, 15.0, None, 70.0, heartbeats=(15.0, 30.0, 45.0, 60.0)))
     assert (beating.verdict, "one each 15.0 s" in beating.seen) == ("ok", True)
     assert edge_findings.idle(Silence(70, 30.0, None, 70.0, heartbeats=(30.0, 60.0))).verdict == "warn"
+
+
+def test_heartbeats_that_come_together_were_held() -> None:
+    held = edge_findings.idle(Silence(70, 70.0, None, 70.0, heartbeats=(70.0, 70.0, 70.0)))
+    assert (held.verdict, "3 heartbeats came together" in held.seen) == ("warn", True)

@@ -23,15 +23,6 @@ async def examined(url: str, model: str | None = None) -> Report:
         return await upstream.examine(target_of(url, model=model), ca=None, say=lambda line: None)
 
 
-def test_rawstreams_mock_waits_for_its_reader_and_is_free_at_once() -> None:
-    with ServerProcess() as server:
-        report = asyncio.run(examined(f"{server.url}/v1"))
-        server.assert_steady()
-    assert {finding.name for finding in report.findings if finding.verdict != "ok"} == set()
-    assert "/debug/streams" in report.find("nobody reads").seen
-    assert "include_usage" in report.find("usage").seen
-
-
 CHAOS = [
     "ok:tokens=40,rate=100",
     "endless:rate=200",
@@ -44,12 +35,13 @@ CHAOS = [
 
 @pytest.fixture(scope="module")
 def faulty() -> Iterator[dict[str, Report | Exception]]:
-    with ChaosProcess() as chaos:
+    with ChaosProcess() as chaos, ServerProcess() as mock:
 
         async def all_of_them() -> dict[str, Report | Exception]:
-            asked = (examined(chaos.url, model) for model in CHAOS)
+            asked = [examined(f"{mock.url}/v1"), *(examined(chaos.url, model) for model in CHAOS)]
             found = await asyncio.gather(*asked, return_exceptions=True)
-            return {name: one for name, one in zip(CHAOS, found, strict=True) if isinstance(one, Report | Exception)}
+            names = ["mock", *CHAOS]
+            return {name: one for name, one in zip(names, found, strict=True) if isinstance(one, Report | Exception)}
 
         yield asyncio.run(all_of_them())
 
@@ -58,6 +50,13 @@ def report_of(faulty: dict[str, Report | Exception], model: str) -> Report:
     found = faulty[model]
     assert isinstance(found, Report), found
     return found
+
+
+def test_rawstreams_mock_waits_for_its_reader_and_is_free_at_once(faulty: dict[str, Report | Exception]) -> None:
+    report = report_of(faulty, "mock")
+    assert {finding.name for finding in report.findings if finding.verdict != "ok"} == set()
+    assert "/debug/streams" in report.find("nobody reads").seen
+    assert "include_usage" in report.find("usage").seen
 
 
 def test_a_healthy_model_server_has_a_whole_end(faulty: dict[str, Report | Exception]) -> None:
@@ -88,6 +87,13 @@ def test_an_answer_that_ends_with_its_connection_is_named(faulty: dict[str, Repo
 
 def test_what_does_not_answer_cannot_be_examined(faulty: dict[str, Report | Exception]) -> None:
     assert "reset" in str(faulty["reset-before-head"])
+
+
+def test_a_certificate_that_nobody_trusts_is_the_finding() -> None:
+    with ChaosProcess("--tls", "self-signed") as chaos:
+        report = asyncio.run(examined(chaos.tls_url))
+    assert [(finding.name, finding.verdict) for finding in report.findings] == [("tls", "bad")]
+    assert "not trusted" in report.find("tls").seen
 
 
 @pytest.mark.real
