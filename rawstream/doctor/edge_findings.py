@@ -332,7 +332,8 @@ def idle(seen: Silence) -> Finding:
         remedy = "the mock, or a model that thinks first: --idle-model NAME (rawstream chaos: slow-first:seconds=70)"
         return Finding(name, "unknown", f"no silence longer than {span(seen.longest)}", why, remedy)
     if beats > 1 and seen.heartbeats[-1] - seen.heartbeats[0] < 1 and seen.longest > _HELD:
-        what = f"alive after {span(seen.total)}, but {plural(beats, 'heartbeat')} came together, after {span(seen.longest)}"
+        what = f"alive after {span(seen.total)}, but {plural(beats, 'heartbeat')} came together"
+        what += f", after {span(seen.longest)}"
         why = f"they are held back too: whoever stands behind that sees silence, and cuts ({limits.EVERYBODYS})"
         return Finding(name, "warn", what, why, _BUFFERED_PROXY)
     if beats:
