@@ -202,4 +202,6 @@ async def refusal(exchange: Exchange, where: str) -> CannotExamine:
     body = await exchange.body(within=_ASIDE_WITHIN)
     said = body.decode("utf-8", "replace").strip().splitlines()
     status = exchange.head.status
+    if 300 <= status < 400:
+        said = [f"redirected to {exchange.header('location')[:200]}, which is not followed: name that URL"]
     return CannotExamine(f"{where} answered {status}" + (f": {said[0][:200]}" if said else ""), status=status)

@@ -19,6 +19,8 @@ from rawstream.doctor.target import Kind
 FAILURE: Final = "failures"
 _TOGETHER: Final = 0.005
 """Seconds: what comes within so short a time came together."""
+_FASTEST: Final = 1000
+"""Tokens a second, which few models reach."""
 _FEWEST: Final = 10
 _SHORTEST: Final = 0.3
 _BUFFERED_PROXY: Final = (
@@ -30,6 +32,8 @@ _ASK_THE_SERVER: Final = (
     "run this where the server can be asked: --server http://127.0.0.1:8000 (a rawstream's own address), or let "
     "GET /streams/{id} through the edge; elsewhere watch the server's log, or llama.cpp's /slots, while a client leaves"
 )
+_HELD: Final = 3.0
+"""Seconds of silence before heartbeats that came together."""
 _FAR_AHEAD: Final = 256 * 1024
 _FULL_BUFFERS: Final = 4 * 1024 * 1024
 """More than the kernels on the way hold: whoever is still going then does not wait for anybody."""
@@ -40,16 +44,14 @@ _FULL_OF_TOKENS: Final = _FULL_BUFFERS // 25
 def bursts(arrivals: tuple[Arrival, ...]) -> list[Arrival]:
     """Arrivals with tokens in them, those that came together taken as one (at the moment of the first)."""
     found: list[Arrival] = []
-    last = float("-inf")
     for one in arrivals:
         if not one.tokens:
             continue
-        if found and one.at - last <= _TOGETHER:
+        if found and one.at - found[-1].at <= _TOGETHER:
             before = found[-1]
             found[-1] = Arrival(before.at, before.bytes + one.bytes, before.tokens + one.tokens)
         else:
             found.append(one)
-        last = one.at
     return found
 
 
@@ -74,9 +76,13 @@ def buffering(look: Look) -> Finding:
             name, "unknown", f"{pattern}, all within {span(total)}", why, "ask for a longer answer: --prompt"
         )
     why = "the reader waits for words that are long made, and a cancel or a failure is seen late"
-    if len(groups) <= 3 and total >= 1 and total - first < 0.1 * total:
+    if total >= 1 and total - first < 0.1 * total:
         seen = f"{pattern}: nothing for {span(first)}, then everything within {span(total - first)}"
-        return Finding(name, "bad", seen, why, _BUFFERED_PROXY)
+        if len(groups) <= 3:
+            return Finding(name, "bad", seen, why, _BUFFERED_PROXY)
+        if look.tokens > _FASTEST * (total - first):
+            why = "it was held back, or the model thought for long and then was very fast"
+            return Finding(name, "warn", seen, why, _BUFFERED_PROXY)
     # How long a token's burst was waited for, taken over the tokens: a single straggler does not count.
     weighed = sum(group.tokens * wait for group, wait in zip(groups[1:], gaps, strict=True)) / look.tokens
     if share >= 5 and (weighed >= 0.25 or gap >= 0.25):
@@ -325,6 +331,11 @@ def idle(seen: Silence) -> Finding:
         why = "the answer was never silent; the limits to know are " + limits.EVERYBODYS
         remedy = "the mock, or a model that thinks first: --idle-model NAME (rawstream chaos: slow-first:seconds=70)"
         return Finding(name, "unknown", f"no silence longer than {span(seen.longest)}", why, remedy)
+    if beats > 1 and seen.heartbeats[-1] - seen.heartbeats[0] < 1 and seen.longest > _HELD:
+        what = f"alive after {span(seen.total)}, but {plural(beats, 'heartbeat')} came together"
+        what += f", after {span(seen.longest)}"
+        why = f"they are held back too: whoever stands behind that sees silence, and cuts ({limits.EVERYBODYS})"
+        return Finding(name, "warn", what, why, _BUFFERED_PROXY)
     if beats:
         moments = seen.heartbeats
         every = median([b - a for a, b in itertools.pairwise((0.0, *moments))])

@@ -16,11 +16,15 @@ from urllib.parse import urlsplit
 import msgspec
 
 from rawstream.doctor.asking import Asker, Exchange, same_origin
-from rawstream.doctor.finding import members
+from rawstream.doctor.finding import CannotExamine, members
 from rawstream.doctor.target import Target
 
 ASK_EVERY: Final = 0.005
 """Seconds between two looks."""
+
+_SURE: Final = 3
+"""So many times "not found" in a row: behind a balancer one of them may be the word of another server."""
+_SETTLES_WITHIN: Final = 2.0
 
 
 class State(msgspec.Struct, frozen=True, gc=False):
@@ -96,7 +100,8 @@ class RawstreamEye:
         if stream_id and stream_id.isalnum():
             for base, through in self._places():
                 url = f"{base}/streams/{stream_id}"
-                if await self._by_id(url) is not None:
+                answer = await self._ask("GET", url)
+                if answer is not None and answer[0] == 200 and "tokens" in members(answer[1]):
                     return Sight(
                         through,
                         functools.partial(self._by_id, url),
@@ -118,10 +123,15 @@ class RawstreamEye:
         return await self._asker.aside(method, url, headers)
 
     async def _by_id(self, url: str) -> State | None:
-        answer = await self._ask("GET", url)
-        if answer is None or answer[0] != 200 or "tokens" not in members(answer[1]):
-            return None
-        return state_of(answer[1])
+        """None: it does not run. Raises CannotExamine when that cannot be told."""
+        for _ in range(_SURE):
+            answer = await self._ask("GET", url)
+            if answer is None or answer[0] not in (200, 404):
+                said = "nothing" if answer is None else str(answer[0])
+                raise CannotExamine(f"the question what became of the stream was answered by {said}")
+            if answer[0] == 200:
+                return state_of(answer[1])
+        return None
 
     async def _by_public_id(self, public: str) -> State | None:
         return next((state_of(stream) for stream in await self._all() if stream["id"] == public), None)
@@ -130,8 +140,10 @@ class RawstreamEye:
         if self._server is None:
             return []
         answer = await self._ask("GET", f"{self._server}/debug/streams")
-        streams = members(answer[1]).get("streams") if answer else None
-        return [found for found in map(members, streams or ()) if isinstance(found.get("id"), str)]
+        streams = members(answer[1]).get("streams") if answer is not None and answer[0] == 200 else None
+        if not isinstance(streams, list):
+            raise CannotExamine(f"{self._server}/debug/streams does not answer: is that a rawstream's own address?")
+        return [found for found in map(members, streams) if isinstance(found.get("id"), str)]
 
 
 class ModelServerEye:
@@ -146,8 +158,14 @@ class ModelServerEye:
         self._others = 0
 
     async def remember(self) -> None:
-        """To be called before a request: how many generations run already."""
-        self._others = len(await self._ask() or ())
+        """To be called before a request: how many generations run already, once our own last one is over."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + _SETTLES_WITHIN
+        while True:
+            self._others = len(await self._ask() or ())
+            if not self._others or clock() > until:
+                return
+            await asyncio.sleep(ASK_EVERY)
 
     async def look(self) -> State | None:
         """The newest generation that was not there before."""

@@ -77,7 +77,10 @@ async def _rest(
         upstream_findings.heartbeats(plain, *([] if asked is None else [asked])),
     ]
     say("not streamed, and a model that does not exist")
-    for judge, model in ((upstream_findings.not_streamed, None), (upstream_findings.errors, upstream_probes.NOBODY)):
+    looks = [(upstream_findings.not_streamed, None), (upstream_findings.errors, upstream_probes.NOBODY)]
+    if plain.end == "enough":  # without end: it would not come
+        del looks[0]
+    for judge, model in looks:
         try:
             findings.append(judge(await upstream_probes.whole(asker, target, model=model)))
         except RawstreamError as error:

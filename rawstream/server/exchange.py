@@ -251,9 +251,8 @@ class Exchange:
             connection.streaming = False
             try:
                 await connection.flush(timeout=connection.host.settings.flush_timeout)
-                if last:
-                    connection.cut_in_a_moment(self.abort)
-                    return
+                connection.cut_in_a_moment(self.abort)
+                return
             except RawstreamError:
                 pass  # it is cut already
         self.abort()

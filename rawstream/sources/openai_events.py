@@ -54,7 +54,12 @@ def append_tokens(payloads: Iterable[bytes], tokens: list[Token]) -> None:
         try:
             chunk = decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            if payload:
+            readable = payload.decode(errors="replace").encode()
+            if readable != payload:
+                # Malformed UTF-8 costs its own characters, not the text around it (WHATWG Encoding: U+FFFD).
+                append_tokens([readable], tokens)
+                tokens[-1] = msgspec.structs.replace(tokens[-1], raw=payload)
+            elif payload:
                 append(_unusual(payload))
             continue
         if chunk.error:

@@ -156,8 +156,9 @@ def _whole(client: Client, seen: Seen, text: str, tokens: int) -> Answer:
 
 
 def _broken(client: Client, seen: Seen) -> Answer:
-    """The begin of an endless answer."""
+    """The begin of an endless answer, which was asked for once, or told to be asked for again."""
     answer = client.read(seen)
+    assert len(seen["requests"]) == 1 + ("asks again" in answer.notices)
     assert answer.text
     assert ENDLESS_TEXT.startswith(answer.text)
     return answer

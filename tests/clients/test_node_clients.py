@@ -259,6 +259,13 @@ def test_the_hook_gets_data_parts_and_usage(reports: Reports) -> None:
 # --- event streams ------------------------------------------------------------------------------------------
 
 
+def test_asking_again_after_the_end_starts_no_generation(reports: Reports, scripts: Scripts) -> None:
+    """EventSource comes back after every end; the upstream has made one answer all the same."""
+    reports.seen("eventsource (npm)", "full stream")
+    made = [one for one in scripts.chaos.state()["generations"] if one["user"] == "eventsource/full stream"]
+    assert [one["state"] for one in made] == ["done"]
+
+
 def test_fetch_event_source_asks_again_unless_it_is_told_not_to(reports: Reports) -> None:
     """After a cut, with an ``onerror`` that does not throw: a second POST, and a second answer from its begin.
 

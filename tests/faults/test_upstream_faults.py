@@ -291,6 +291,13 @@ def test_odd_events_travel_on_byte_for_byte(through: Through, name: str) -> None
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_malformed_utf8_costs_its_own_characters_alone(through: Through, path: str) -> None:
+    """Row 46: the text around it is not lost; each malformed byte is U+FFFD, as in any decoder."""
+    seen = through.ask("invalid-utf8", path)
+    assert seen.text == text_of(5) + "\ufffd\ufffd\ufffd0 "
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_text_in_single_bytes_arrives_as_it_was(through: Through, path: str) -> None:
     """Each byte in a segment of its own, chunks cut inside characters."""
     seen = through.ask("unicode:tokens=10", path)

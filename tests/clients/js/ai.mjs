@@ -7,7 +7,8 @@ import { common, given, report, told } from "./support.mjs";
 /** One answer, read part by part to its end. `watch` is called after each part. */
 async function read(url, { model, user }, { watch = () => {}, ...options } = {}) {
   const provider = createOpenAICompatible({ name: "rawstream", baseURL: `${url}/v1`, includeUsage: true });
-  const seen = { text: "", reasoning: "", parts: {}, deltas: 0, aborted: false, errors: [], finish: null, usage: null, calls: [] };
+  const seen = { text: "", reasoning: "", parts: {}, deltas: 0, calls: [] };
+  Object.assign(seen, { aborted: false, errors: [], finish: null, usage: null });
   const result = streamText({
     model: provider(model),
     prompt: "hello",

@@ -37,7 +37,7 @@ const inPage = (script, more = {}) => async (url, asked) => {
   }
 };
 
-/** In the page: an EventSource until there is so much of what `until` names, or, if it `knows`, an end; or it is closed. */
+/** In the page: an EventSource until there is enough of what `until` names, or (it `knows`) an end, or it is closed. */
 function listen({ model, user, until = {}, knows = false }) {
   const query = new URLSearchParams({ prompt: "hello", model, user });
   const source = new EventSource(`/stream?${query}`);
@@ -80,7 +80,8 @@ function listen({ model, user, until = {}, knows = false }) {
 
 /** In the page: fetch and read to the end, or for so many reads. Events are cut at blank lines, as pages do it. */
 async function read({ path, model, user, reads = Infinity }) {
-  const seen = { status: 0, type: null, body: null, text: "", empty: 0, told: [], done: 0, reads: 0, ended: false, error: null };
+  const seen = { status: 0, type: null, body: null, text: "", reads: 0 };
+  Object.assign(seen, { empty: 0, told: [], done: 0, ended: false, error: null });
   const controller = new AbortController();
   try {
     const response = await fetch(path, {
@@ -153,6 +154,7 @@ const behaviours = {
   ...named("fetch /text", fetching("/text")),
 };
 await report(["playwright-core"], behaviours, {
+  atOnce: 2,
   last: async () => {
     const browser = context.browser()?.version() ?? null;
     await context.close();

@@ -8,7 +8,8 @@ const client = (url = given.url) => new OpenAI({ baseURL: `${url}/v1`, apiKey: "
 
 /** Read a stream to its end, however it ends. `watch` is called with what is known after each chunk. */
 async function read(stream, watch = () => {}) {
-  const seen = { text: "", texts: [], reasoning: "", chunks: 0, roles: [], finish: [], usage: [], ids: [], models: [], tools: [] };
+  const seen = { text: "", texts: [], reasoning: "", chunks: 0, roles: [], finish: [], usage: [], tools: [] };
+  Object.assign(seen, { ids: [], models: [] });
   const note = (list, value) => value !== null && value !== undefined && !list.includes(value) && list.push(value);
   try {
     for await (const chunk of stream) {
@@ -44,7 +45,8 @@ async function converse(url, asked) {
   try {
     return await read(await ask(client(url), asked));
   } catch (error) {
-    return { text: "", error: { ...told(error), requestId: error.requestID, isApiError: error instanceof OpenAI.APIError } };
+    const more = { requestId: error.requestID, isApiError: error instanceof OpenAI.APIError };
+    return { text: "", error: { ...told(error), ...more } };
   }
 }
 

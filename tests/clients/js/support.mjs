@@ -92,8 +92,9 @@ function count(bytes, what) {
  * A line to the gateway that can be listened to, and cut. `url` takes the place of the gateway's.
  *
  * `cut: "between"` closes the connection after `after` pieces of the answer, behind a whole chunk: a clean end of the
- * transport without the end of the body; `"inside"` in the middle of a chunk; `"reset"` with a TCP reset; `"clean"` as a
- * careless proxy does it, which ends the body as if it were whole. Without `cut` it changes nothing. `requests` and `answers` have the heads that passed, `heartbeats` how many comments came back.
+ * transport without the end of the body; `"inside"` in the middle of a chunk; `"reset"` with a TCP reset; `"clean"` as
+ * a careless proxy does it, which ends the body as if it were whole. Without `cut` it changes nothing. `requests` and
+ * `answers` have the heads that passed, `heartbeats` how many comments came back.
  */
 export async function line({ cut = null, after = 8, times = Infinity } = {}) {
   const seen = { requests: [], answers: [], heartbeats: 0, cuts: 0 };
@@ -146,7 +147,9 @@ export async function line({ cut = null, after = 8, times = Infinity } = {}) {
 const CUTS = ["between", "inside", "reset"];
 
 /** The ways to lose a connection, each with what `one(cut)` gives. */
-export const eachCut = async (one) => Object.fromEntries(await Promise.all(CUTS.map(async (cut) => [cut, await one(cut)])));
+export async function eachCut(one) {
+  return Object.fromEntries(await Promise.all(CUTS.map(async (cut) => [cut, await one(cut)])));
+}
 
 /** What `converse(url, asked)` gives over a line, and what passed on it. */
 export async function over(options, converse, asked) {

@@ -11,7 +11,7 @@ const { createRoot } = await import("react-dom/client");
 const { useChat } = await import("@ai-sdk/react");
 const { DefaultChatTransport } = await import("ai");
 
-/** A mounted chat: `hook()` is what it gave last, `log` what it told; after `settled()` React has shown all there was. */
+/** A mounted chat: `hook()` is what it gave last, `log` what it told; after `settled()` React has shown all of it. */
 async function mount(url, { model, user, id = undefined, resume = false }) {
   const log = { statuses: [], data: [], finishes: [], errors: [] };
   const transport = new DefaultChatTransport({ api: `${url}/api/chat`, body: { model, user } });
