@@ -25,9 +25,8 @@ SHORT: Final = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5,
 )  # fmt: skip
 """For what this server does itself: 50 µs to some seconds."""
-QUICK_GAP: Final = INTER_TOKEN[0]
 QUICK_HOLD: Final = SHORT[0]
-"""Seconds. What takes no longer is in its histogram's first bucket (``flow/meter.py``)."""
+"""Seconds. Who holds the loop no longer is in the first bucket (``flow/meter.py``)."""
 
 
 class Histogram:

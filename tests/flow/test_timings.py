@@ -132,6 +132,42 @@ async def test_tokens_that_are_written_together_share_the_time() -> None:
     assert round(timings.inter_token.total, 6) == 0.4
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.01, 0.02, 0.03, 0.03, 0.6, 100.0]), st.integers(0, 3), st.booleans()),
+        min_size=1,
+    ),
+    st.integers(1, 5),
+)
+def test_however_tokens_come_each_is_counted_in_its_bucket(writes: list[tuple[float, int, bool]], first: int) -> None:
+    """The short way of counting what is usual comes to what the long way does, whenever somebody looks."""
+    timings, expected = Timings(), Histogram(INTER_TOKEN)
+    meter = Meter(0.0)
+    now = last = meter.held_since = 5.0
+    meter.tokens = first
+    meter.time_write(timings, now)
+    meter.writes += 1
+    expected.add(0.0, first - 1)
+    holds = 1
+    for pause, count, looked in writes:
+        now = meter.held_since = now + pause
+        meter.tokens += count
+        meter.time_write(timings, now)
+        meter.writes += 1
+        if count:
+            expected.add((now - last) / count, count)
+            last = now
+            holds += 1
+        if looked:
+            meter.settle(timings)
+            assert timings.inter_token.counts == expected.counts
+    meter.settle(timings)
+    assert timings.inter_token.counts == expected.counts
+    assert abs(timings.inter_token.total - expected.total) < 1e-6 * max(1.0, expected.total)
+    assert timings.added.counts == [holds, *[0] * len(SHORT)]
+    assert sum(timings.first_token.counts) == 1
+
+
 async def test_what_a_source_does_once_it_is_woken_is_added_and_held_and_no_waiting() -> None:
     """A source that blocks the loop shows, wherever in its step it does that; its waiting does not count."""
     clock = Clock()
