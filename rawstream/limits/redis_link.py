@@ -44,16 +44,14 @@ class RedisLink:
         Connects at the first command. Raises SettingsError when the URL or the package is of no use.
         """
         try:
-            from redis.asyncio import BlockingConnectionPool, Redis
+            from redis.asyncio import Redis
             from redis.asyncio.retry import Retry
             from redis.backoff import NoBackoff
         except ImportError:
             raise SettingsError("redis: the package is not installed (pip install 'rawstream[redis]')") from None
         try:
-            pool = BlockingConnectionPool.from_url(
+            self._redis = Redis.from_url(
                 url,
-                max_connections=CONNECTIONS,
-                timeout=WAIT,
                 socket_timeout=WAIT,
                 socket_connect_timeout=WAIT,
                 retry=Retry(NoBackoff(), 0),
@@ -61,7 +59,7 @@ class RedisLink:
             )
         except ValueError as error:
             raise SettingsError(f"redis: the URL makes no sense: {error}") from None
-        self._redis = Redis.from_pool(pool)
+        self._turns = asyncio.Semaphore(CONNECTIONS)
         self._clock = clock
         self._again_at = 0.0
         self.failures = 0
@@ -85,11 +83,17 @@ class RedisLink:
         return run
 
     async def _run(self, command: Callable[[], Any]) -> Any:
+        if not self.gone:
+            # A crowd of ours is no trouble of Redis': to wait for a turn has no deadline but those before it.
+            async with self._turns:
+                if not self.gone:
+                    return await self._ask(command)
+        self.failures += 1
+        raise RedisGone("Redis does not answer")
+
+    async def _ask(self, command: Callable[[], Any]) -> Any:
         from redis.exceptions import RedisError
 
-        if self.gone:
-            self.failures += 1
-            raise RedisGone("Redis does not answer")
         try:
             async with asyncio.timeout(2 * WAIT):
                 answer = await command()

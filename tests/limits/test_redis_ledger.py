@@ -10,7 +10,7 @@ import pytest
 from rawstream.errors import BudgetSpent, LimitReached, RateLimited, SettingsError
 from rawstream.limits.budget import DAY, MINUTE, Cap, Lease
 from rawstream.limits.redis_ledger import RedisLedger
-from rawstream.limits.redis_link import REST, RedisGone, RedisLink
+from rawstream.limits.redis_link import CONNECTIONS, REST, RedisGone, RedisLink
 from tests.support.flow import until
 from tests.support.redis import RedisServer
 from tests.support.tools import require_module
@@ -196,3 +196,14 @@ async def test_the_error_names_no_password(redis: RedisServer) -> None:
 def test_a_url_that_makes_no_sense_is_said() -> None:
     with pytest.raises(SettingsError, match="redis: the URL makes no sense"):
         RedisLink("http://127.0.0.1")
+
+
+async def test_a_crowd_waits_for_its_turn_on_a_few_connections(redis: RedisServer, link: RedisLink) -> None:
+    """Thousands of streams that begin at once are no trouble of Redis': none is counted elsewhere."""
+    ledger, caps = RedisLedger(link), (Cap(1_000_000, DAY),)
+    leases = [Lease(ledger, "ada", caps) for _ in range(1000)]
+    await asyncio.gather(*[lease.more() for lease in leases])
+    assert redis.command("CLIENT", "LIST").count(b"name=rawstream") <= CONNECTIONS
+    await asyncio.gather(*[lease.close(2) for lease in leases])
+    assert await ledger.used("ada", caps) == [2000]
+    assert link.failures == 0
