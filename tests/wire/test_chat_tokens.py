@@ -28,7 +28,7 @@ def test_the_bytes_of_a_chat_stream() -> None:
 
 
 def test_an_answer_that_ends_early_says_why() -> None:
-    """It is whole, and the event before its end says what ended it; an EventSource sees it as an event without an id."""
+    """It is whole, and the event before its end says what ended it; in an EventSource it has no id."""
     told = b'data: {"finish_reason": "length", "code": "insufficient_quota"}\n\n'
     assert ChatTokens().terminal("length", "insufficient_quota") == told + b"data: [DONE]\n\n"
     assert EventSource("7f").terminal("length", "insufficient_quota") == (
