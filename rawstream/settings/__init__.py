@@ -165,10 +165,14 @@ class Settings:
         5,
         "Source",
         "count",
-        "Failures in a row after which an upstream is left alone (Envoy, consecutive 5xx: 5); 0: never.",
+        "Requests that failed in a row, each counted once, after which an upstream is left alone (Envoy, consecutive "
+        "5xx: 5); 0: never.",
     )
     upstream_breaker_pause: float = _setting(
-        10.0, "Source", "seconds", "How long it is left alone; then one request tries it."
+        5.0,
+        "Source",
+        "seconds",
+        "How long it is left alone; then one request tries it, and another one each time this is over without an answer.",
     )
     upstreams: tuple[UpstreamSettings, ...] = ()
     """Several upstreams, from the TOML file's ``[[upstreams]]``. Neither a flag nor a variable."""

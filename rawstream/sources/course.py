@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from rawstream.errors import RawstreamError, UpstreamUnavailable, UpstreamUnreachable
 from rawstream.settings import Settings
 from rawstream.sources import attempts
-from rawstream.sources.upstreams import Upstream
+from rawstream.sources.upstreams import Permit, Upstream
 
 log = logging.getLogger("rawstream")
 
@@ -31,12 +31,14 @@ class Course:
         """Each with the moment before which it does not want to be asked again."""
         self._trail: list[tuple[str, RawstreamError]] = []
         self._returns = 0
+        self._withheld = False
+        """Was there an attempt that a budget did not allow?"""
         self._most = 1 + settings.upstream_retries
         self._longest = settings.upstream_retry_wait
         self._clock = clock
         self._random = random
 
-    def first(self) -> tuple[Upstream, int]:
+    def first(self) -> tuple[Upstream, Permit]:
         """Where to go first, with its permit. Raises UpstreamUnavailable when all are left alone."""
         now = self._clock()
         for upstream in self._untried:
@@ -50,6 +52,10 @@ class Course:
             retry_after=float(max(1, math.ceil(soonest))),
             detail="left alone after failures: " + ", ".join(upstream.name for upstream in self._untried),
         )
+
+    def admit(self, upstream: Upstream) -> Permit | None:
+        """A permit for where ``next`` said to go; None: it is left alone by now."""
+        return upstream.admit(self._clock(), again=upstream in self._tried)
 
     def failed(self, upstream: Upstream, error: RawstreamError) -> None:
         """The attempt there ended so."""
@@ -79,6 +85,7 @@ class Course:
                 continue
             if not upstream.budget.take(now):
                 upstream.counters.budget_refusals += 1
+                self._withheld = True
                 self._tell("%s is not tried again: its retry budget is spent", upstream.name)
                 continue
             self._returns += 1
@@ -91,7 +98,11 @@ class Course:
     def verdict(self) -> RawstreamError:
         """What the client is told. The course ends here."""
         trail, self._trail = self._trail, []  # an error's traceback leads here, and must not lead back to it
-        return attempts.final_error(trail, time.time())
+        error = attempts.final_error(trail, time.time())
+        if self._withheld:
+            # Its SDK would do what the budget is there to prevent.
+            error.should_retry = False
+        return error
 
     def _begin(self, upstream: Upstream) -> None:
         self._untried.remove(upstream)

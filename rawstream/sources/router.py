@@ -25,7 +25,7 @@ from rawstream.sources import attempts
 from rawstream.sources.course import Course
 from rawstream.sources.model_list import merged_models
 from rawstream.sources.upstream import UpstreamStream
-from rawstream.sources.upstreams import Upstream, upstreams_of
+from rawstream.sources.upstreams import Permit, Upstream, upstreams_of
 
 T = TypeVar("T")
 _LONGEST_NAME: Final = 100
@@ -81,7 +81,7 @@ class RoutedSource:
         for upstream in self.upstreams:
             await upstream.source.aclose()
 
-    async def _complete_at(self, upstream: Upstream, permit: int, request: Request, due: float) -> bytes:
+    async def _complete_at(self, upstream: Upstream, permit: Permit, request: Request, due: float) -> bytes:
         ended: BaseException | None = None
         try:
             return await upstream.source.complete(request, due=due)
@@ -114,7 +114,7 @@ class RoutedSource:
     # --- attempts
 
     async def attempt(
-        self, request: Request, go: Callable[[Upstream, int, Request, float], Coroutine[Any, Any, T]]
+        self, request: Request, go: Callable[[Upstream, Permit, Request, float], Coroutine[Any, Any, T]]
     ) -> T:
         """What ``go(upstream, permit, request, due)`` gives at the first upstream where it succeeds.
 
@@ -143,7 +143,7 @@ class RoutedSource:
                 await self._sleep(wait)
                 if request.is_committed():
                     raise course.verdict()
-            admitted = upstream.admit(self.clock())
+            admitted = course.admit(upstream)
             if admitted is None:
                 raise course.verdict()
             permit = admitted
@@ -193,7 +193,7 @@ class RoutedStream:
         finally:
             self._request = None
 
-    async def _begin(self, upstream: Upstream, permit: int, request: Request, due: float) -> SourceItem:
+    async def _begin(self, upstream: Upstream, permit: Permit, request: Request, due: float) -> SourceItem:
         clock = self._source.clock
         self._inner = stream = upstream.source.tokens(
             request, due=due, on_end=lambda error: upstream.ended(permit, clock(), error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,6 +20,14 @@ from rawstream.sources.breaker import Breaker, RetryBudget, State
 from rawstream.sources.upstream import UpstreamSource
 
 log = logging.getLogger("rawstream")
+
+
+class Permit(NamedTuple):
+    """For one attempt."""
+
+    of_breaker: int
+    again: bool
+    """Has its request been there before?"""
 
 
 @dataclasses.dataclass
@@ -62,30 +70,30 @@ class Upstream:
         model = self.own.model
         return request if model is None else msgspec.structs.replace(request, model=model)
 
-    def admit(self, now: float) -> int | None:
-        """A permit for one attempt; None: leave it alone for now."""
+    def admit(self, now: float, *, again: bool = False) -> Permit | None:
+        """A permit for one attempt of a request, which may come ``again``; None: leave it alone for now."""
         state = self.breaker.state
         permit = self.breaker.admit(now)
         if self.breaker.state is not state:
             log.warning("upstream %s: its pause is over; one request tries it", self.name)
-        return permit
+        return None if permit is None else Permit(permit, again)
 
-    def answered(self, permit: int) -> None:
+    def answered(self, permit: Permit) -> None:
         """The answer to an attempt has begun."""
         state = self.breaker.state
-        self.breaker.answered(permit)
+        self.breaker.answered(permit.of_breaker)
         self._tell_closed(state)
 
-    def ended(self, permit: int, now: float, error: BaseException | None) -> None:
+    def ended(self, permit: Permit, now: float, error: BaseException | None) -> None:
         """An attempt, or the stream that came of it, ended like this; None: it was whole."""
         state = self.breaker.state
         failed = attempts.is_failure(error) if error is not None else False
         if failed is None:
-            self.breaker.lost(permit)
+            self.breaker.lost(permit.of_breaker)
         elif failed:
             assert error is not None
             self.counters.failures += 1
-            self.breaker.failed(permit, now)
+            self.breaker.failed(permit.of_breaker, now, again=permit.again)
             if self.breaker.state is State.OPEN and state is not State.OPEN:
                 self.counters.openings = self.breaker.openings
                 log.warning(
@@ -96,7 +104,7 @@ class Upstream:
                     attempts.cause(error),
                 )
         else:
-            self.breaker.well(permit)
+            self.breaker.well(permit.of_breaker)
             self._tell_closed(state)
 
     def _tell_closed(self, before: State) -> None:

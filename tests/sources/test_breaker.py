@@ -31,6 +31,25 @@ def test_failures_in_a_row_open_it_and_a_success_between_them_does_not() -> None
     assert tripped(3).openings == 1
 
 
+def test_a_request_counts_once_however_often_it_was_tried() -> None:
+    """Two requests with four attempts each are two failures, not eight."""
+    breaker = Breaker(3, 10.0)
+    for _ in range(2):
+        for again in (False, True, True, True):
+            breaker.failed(breaker.admit(0.0) or 0, 0.0, again=again)
+    before = breaker.state
+    breaker.failed(breaker.admit(0.0) or 0, 0.0)
+    assert (before, breaker.state) == (State.CLOSED, State.OPEN)
+
+
+def test_a_probe_that_is_its_requests_second_attempt_counts_all_the_same() -> None:
+    breaker = tripped(pause=10.0)
+    probe = breaker.admit(10.0)
+    assert probe is not None
+    breaker.failed(probe, 11.0, again=True)
+    assert (breaker.state, breaker.wait(11.0)) == (State.OPEN, 10.0)
+
+
 def test_while_it_is_open_nobody_goes_and_the_time_until_the_probe_is_told() -> None:
     breaker = tripped(pause=10.0, now=100.0)
     assert (breaker.admit(100.0), breaker.admit(109.9)) == (None, None)
@@ -49,6 +68,21 @@ def test_the_probe_closes_it_with_the_beginning_of_its_answer() -> None:
     probe = breaker.admit(10.0)
     assert probe is not None
     breaker.answered(probe)
+    assert breaker.state is State.CLOSED
+
+
+def test_a_slow_probe_holds_up_others_for_a_pause_and_no_longer() -> None:
+    """Its prompt may take two minutes. The upstream may be well again all the while."""
+    breaker = tripped(pause=10.0)
+    slow = breaker.admit(10.0)
+    assert slow is not None
+    assert (breaker.admit(19.9), breaker.wait(12.0)) == (None, 1.0)
+    assert breaker.wait(19.5) == pytest.approx(0.5)
+    quick = breaker.admit(20.0)
+    assert quick is not None
+    assert breaker.admit(20.0) is None
+    breaker.answered(quick)
+    breaker.failed(slow, 21.0)
     assert breaker.state is State.CLOSED
 
 
@@ -110,8 +144,7 @@ class AnyCourse(RuleBasedStateMachine):
         self.breaker = Breaker(failures, 10.0)
         self.now = 0.0
         self.running: list[int] = []
-        self.opened_at = float("-inf")
-        self.probes = 0
+        self.opened_at = self.probed_at = float("-inf")
 
     @rule(seconds=st.floats(0.0, 20.0))
     def time_passes(self, seconds: float) -> None:
@@ -124,13 +157,14 @@ class AnyCourse(RuleBasedStateMachine):
         if before is State.OPEN:
             assert (permit is not None) == (self.now >= self.opened_at + 10.0)
         if before is State.HALF_OPEN:
-            assert permit is None
+            assert (permit is not None) == (self.now >= self.probed_at + 10.0)
         if permit is not None:
-            assert self.breaker.wait(self.now) == (1.0 if before is State.OPEN else 0.0)
+            assert self.breaker.wait(self.now) == (0.0 if before is State.CLOSED else 1.0)
+            self.probed_at = self.now
             self.running.append(permit)
 
-    @rule(index=st.integers(0, 50), how=st.sampled_from(["failed", "well", "lost", "answered"]))
-    def one_ends(self, index: int, how: str) -> None:
+    @rule(index=st.integers(0, 50), how=st.sampled_from(["failed", "well", "lost", "answered"]), again=st.booleans())
+    def one_ends(self, index: int, how: str, again: bool) -> None:
         if not self.running:
             return
         before = self.breaker.state
@@ -138,13 +172,16 @@ class AnyCourse(RuleBasedStateMachine):
         if how != "answered":
             self.running.remove(permit)
         if how == "failed":
-            self.breaker.failed(permit, self.now)
+            self.breaker.failed(permit, self.now, again=again)
             if self.breaker.state is State.OPEN and before is not State.OPEN:
                 self.opened_at = self.now
+                assert before is State.HALF_OPEN or not again
         else:
             getattr(self.breaker, how)(permit)
             if before is State.CLOSED:
                 assert self.breaker.state is State.CLOSED, "only failures open it"
+            if self.breaker.state is State.OPEN and before is State.HALF_OPEN:
+                self.opened_at = float("-inf")  # a probe was lost: the next one may go at once
 
     @invariant()
     def nobody_waits_for_longer_than_the_pause(self) -> None:
