@@ -44,7 +44,7 @@ class Host(Protocol):
 
 
 class _Quiet(Exception):
-    """Close without a word: an idle connection's time is up."""
+    """Close without a word: the time of a connection that asks for nothing is up."""
 
 
 class Connection(Link):
@@ -159,7 +159,12 @@ class Connection(Link):
             self.reader.set_exception(_Quiet())
 
     def _head_too_late(self) -> None:
-        self._too_late("head", self.settings.head_timeout)
+        if self.codec.buffered or self._unread:
+            self._too_late("head", self.settings.head_timeout)
+        else:
+            # Nothing was asked, so nothing is answered: browsers connect ahead of need, and would take a 408 that
+            # waits there for the answer to their next request.
+            self.reader.set_exception(_Quiet())
 
     def _body_too_late(self) -> None:
         self._too_late("body", self.settings.body_timeout)

@@ -140,7 +140,7 @@ class Settings:
         4.0,
         "Source",
         "seconds",
-        "Drop an idle upstream connection after this (llama.cpp closes them after 5 s).",
+        "Drop an idle upstream connection after this (llama.cpp closes one after 5 s, and after a streamed answer at once).",
     )
     upstream_retries: int = _setting(
         3,
@@ -245,7 +245,12 @@ class Settings:
     max_request_line: int = _setting(8 * KiB, "Requests", "bytes", "Longest request line (414).")
     max_fields: int = _setting(100, "Requests", "count", "Most header fields in a request (431).")
     max_body: int = _setting(8 * MiB, "Requests", "bytes", "Longest request body (413).")
-    head_timeout: float = _setting(10.0, "Requests", "seconds", "Time for a whole request head to arrive (408).")
+    head_timeout: float = _setting(
+        10.0,
+        "Requests",
+        "seconds",
+        "Time for a whole request head to arrive (408; without a word where nothing came).",
+    )
     body_timeout: float = _setting(30.0, "Requests", "seconds", "Time for a whole request body to arrive (408).")
     keepalive_timeout: float = _setting(
         75.0,

@@ -42,12 +42,13 @@ def drip(client: Client, data: bytes, pause: float) -> float:
 
 
 def test_who_connects_and_says_nothing_is_closed_at_the_head_deadline(server: ServerProcess) -> None:
-    """Row 30: the time for a head runs from the connection on."""
+    """Row 30: the time for a head runs from the connection on. Nothing was asked, and nothing is answered: browsers
+    connect ahead of need, and would take a 408 for the answer to what they ask next."""
     began = time.monotonic()
     with Client(server.port) as client:
         rest = client.rest()
         assert time.monotonic() - began > 0.4
-        assert rest == b"" or rest.startswith(b"HTTP/1.1 408 ")
+        assert rest == b""
 
 
 @pytest.mark.parametrize("first", [b"", b"\r\n"])
