@@ -1,4 +1,4 @@
-"""The command line: ``rawstream serve``, ``rawstream chat``, ``rawstream lab``.
+"""The command line, ``rawstream COMMAND``: each command is one module of this room, registered below.
 
 Rule 1: what a user can get wrong is one line on stderr and exit code 2 (how it was asked) or 1 (what came of it);
         never a traceback.
