@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Final
 
 from rawstream.errors import TooManyStreams
 from rawstream.limits.budget import DAY, MINUTE, Cap
-from rawstream.settings.tables import ANYBODY, UserSettings
+from rawstream.settings.tables import ANYBODY, UserSettings, pattern_of
 
 _MOST_UNNAMED: Final = 10_000
 """Users by a proxy's header that are remembered while nothing of theirs runs."""
@@ -46,11 +46,11 @@ def key_id(key: str) -> str:
 class User:
     """One user: its limits, and what it has running in this process."""
 
-    __slots__ = ("caps", "max_streams", "models", "name", "request_caps", "streams")
+    __slots__ = ("_models", "caps", "max_streams", "name", "request_caps", "streams")
 
     def __init__(self, name: str, settings: UserSettings) -> None:
         self.name = name
-        self.models = settings.models
+        self._models = _any_of(settings.models)
         self.max_streams = settings.max_streams
         self.caps = _caps((settings.tokens_per_minute, MINUTE), (settings.tokens_per_day, DAY))
         """Token budgets; none: as many as there are."""
@@ -61,7 +61,7 @@ class User:
         """Streams, and answers that are not streamed, that run now."""
 
     def may_use(self, model: str) -> bool:
-        return any(fnmatchcase(model, pattern) for pattern in self.models)
+        return self._models is None or self._models.fullmatch(model) is not None
 
     def enter(self) -> None:
         """One stream more. Raises TooManyStreams (429); then nothing was entered."""
@@ -77,6 +77,11 @@ class User:
         if self.streams <= 0:
             raise RuntimeError(f"a stream of {self.name} left that never entered")
         self.streams -= 1
+
+
+def _any_of(models: tuple[str, ...]) -> re.Pattern[str] | None:
+    """What a model's name must match; None: any name does."""
+    return None if "*" in models else re.compile("|".join(map(pattern_of, models)), re.DOTALL)
 
 
 def _caps(*given: tuple[int | None, float]) -> tuple[Cap, ...]:

@@ -6,6 +6,7 @@ Rule 1: a field's name is its key in the file. What makes no sense is said with 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -57,6 +58,19 @@ def upstream_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     secret = values.get("api_key")
     if secret is not None and not (secret and all("!" <= character <= "~" for character in secret)):
         yield "api_key", "must be visible ASCII characters without spaces"
+
+
+def pattern_of(name: str) -> str:
+    """A regular expression for the names that ``name`` stands for, to be matched in full, with ``re.DOTALL``.
+
+    ``*`` is any characters, and all others are themselves. What stands between two of them is found once and not
+    looked for again (``(?>…)``): the names that are matched are of clients' choice, and may be long.
+    """
+    first, *rest = map(re.escape, name.split("*"))
+    if not rest:
+        return first
+    last = rest.pop()
+    return first + "".join(f"(?>.*?{part})" for part in rest) + f".*{last}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

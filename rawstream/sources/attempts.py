@@ -24,6 +24,7 @@ from rawstream.errors import (
     UpstreamRejected,
     UpstreamUnreachable,
 )
+from rawstream.settings.tables import pattern_of
 
 _LONGEST_SAID: Final = 200
 _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -34,7 +35,7 @@ _NUMBER: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 @lru_cache(maxsize=1024)
 def _pattern(written: str) -> re.Pattern[str]:
-    return re.compile(".*".join(map(re.escape, written.split("*"))), re.DOTALL)
+    return re.compile(pattern_of(written), re.DOTALL)
 
 
 def rank(models: Sequence[str], name: str) -> int | None:

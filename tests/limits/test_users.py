@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -179,6 +180,26 @@ def test_models_may_be_named_by_a_pattern() -> None:
         True, True, False, False, False,
     ]  # fmt: skip
     assert user().may_use("whatever")
+    assert user(models=("small-*", "*")).may_use("large-1")
+
+
+def test_in_a_pattern_a_star_alone_is_special() -> None:
+    """A bracket or a question mark in a model's name is what it is, and opens no other model."""
+    ada = user(models=("llama[70b]", "g?t", "a.c"))
+    assert [ada.may_use(model) for model in ("llama[70b]", "llama7", "g?t", "gpt", "a.c", "abc")] == [
+        True, False, True, False, True, False,
+    ]  # fmt: skip
+
+
+def test_a_long_name_is_no_work_for_a_pattern_of_several_stars() -> None:
+    """Looking at a megabyte of a client's choice again for each place in it would hold up all streams for an hour."""
+    assert not user(models=("*gpt*mini*x",)).may_use("gpt-mini-" * 100_000)
+
+
+@given(st.lists(st.sampled_from("ab*"), max_size=6), st.text("ab", max_size=8))
+def test_a_pattern_is_what_a_shell_makes_of_it(pattern: list[str], name: str) -> None:
+    written = "".join(pattern) or "a"
+    assert user(models=(written,)).may_use(name) == fnmatchcase(name, written)
 
 
 def test_without_limits_there_are_no_caps() -> None:

@@ -44,6 +44,11 @@ def test_a_model_is_named_by_itself_or_a_pattern_or_a_star(
     assert attempts.rank(models, name) == rank
 
 
+def test_a_long_name_is_no_work_for_a_pattern_of_several_stars() -> None:
+    """Looking at a megabyte of a client's choice again for each place in it would hold up all streams for an hour."""
+    assert attempts.rank(("*gpt*mini*x",), "gpt-mini-" * 100_000) is None
+
+
 def test_the_closest_ones_serve_a_model_and_the_others_do_not() -> None:
     offers = [("*",), ("llama-*",), ("llama-3",), ("llama-3", "*"), ("other",)]
     assert attempts.closest(offers, "llama-3") == [2, 3]
