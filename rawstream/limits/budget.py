@@ -66,6 +66,10 @@ class Ledger(Protocol):
         """Of ``reservation`` ``used`` tokens were used (perhaps more than it had): refund the rest, or charge it."""
         ...
 
+    def settle_nowait(self, user: str, caps: tuple[Cap, ...], reservation: Reservation, used: int) -> bool:
+        """``settle`` where that needs no waiting. False: nothing was done, ``settle`` must be awaited."""
+        ...
+
     async def used(self, user: str, caps: tuple[Cap, ...]) -> list[int]:
         """Tokens used and reserved in the present window of each cap."""
         ...
@@ -102,21 +106,27 @@ class MemoryLedger:
 
     async def reserve(self, user: str, caps: tuple[Cap, ...], wanted: int) -> Reservation:
         now = self._clock()
-        windows = [self._window(user, cap, now) for cap in caps]
+        windows: list[_Window] = []
         tokens = wanted
-        for cap, window in zip(caps, windows, strict=True):
+        for cap in caps:
+            window = self._window(user, cap, now)
+            windows.append(window)
             tokens = min(tokens, share(cap.tokens - window.used, wanted))
             if tokens <= 0:
                 raise cap.spent(window.ends - now)
         for window in windows:
             window.used += tokens
-        return Reservation(tokens, tuple(window.number for window in windows))
+        return Reservation(tokens, tuple([window.number for window in windows]))
 
     async def settle(self, user: str, caps: tuple[Cap, ...], reservation: Reservation, used: int) -> None:
+        self.settle_nowait(user, caps, reservation, used)
+
+    def settle_nowait(self, user: str, caps: tuple[Cap, ...], reservation: Reservation, used: int) -> bool:
         for cap, number in zip(caps, reservation.windows, strict=True):
             window = self._windows.get((user, cap.seconds))
             if window is not None and window.number == number:
                 window.used += used - reservation.tokens
+        return True
 
     async def used(self, user: str, caps: tuple[Cap, ...]) -> list[int]:
         now = self._clock()
@@ -151,7 +161,18 @@ class Lease:
         for at, reservation in enumerate(reservations, start=1):
             of_this = used if at == len(reservations) else min(used, reservation.tokens)
             used -= of_this
-            await self._ledger.settle(self._user, self._caps, reservation, of_this)
+            if not self._ledger.settle_nowait(self._user, self._caps, reservation, of_this):
+                await self._ledger.settle(self._user, self._caps, reservation, of_this)
+
+    def close_nowait(self, used: int) -> bool:
+        """``close`` where that needs no waiting. False: nothing was done, ``close`` must be awaited."""
+        if len(self._reservations) > 1:
+            return False
+        for reservation in self._reservations:
+            if not self._ledger.settle_nowait(self._user, self._caps, reservation, used):
+                return False
+        self._reservations = []
+        return True
 
 
 def _joined(reservations: list[Reservation]) -> list[Reservation]:

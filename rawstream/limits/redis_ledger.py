@@ -102,13 +102,16 @@ class RedisLedger:
             refund.add_done_callback(self._refunds.discard)
 
     async def settle(self, user: str, caps: tuple[Cap, ...], reservation: Reservation, used: int) -> None:
-        windows = [window for window in reservation.windows if isinstance(window, str)]
-        if len(windows) < len(reservation.windows):
-            await self._alone.settle(user, caps, reservation, used)
-        elif used != reservation.tokens:
+        if not self.settle_nowait(user, caps, reservation, used):
+            windows = [window for window in reservation.windows if isinstance(window, str)]
             # Gone meanwhile: the tokens stay reserved until their window ends.
             with contextlib.suppress(RedisGone):
                 await asyncio.shield(self._settle(_keys(user, caps), [used - reservation.tokens, *windows]))
+
+    def settle_nowait(self, user: str, caps: tuple[Cap, ...], reservation: Reservation, used: int) -> bool:
+        if not all(isinstance(window, str) for window in reservation.windows):
+            return self._alone.settle_nowait(user, caps, reservation, used)
+        return used == reservation.tokens
 
     async def used(self, user: str, caps: tuple[Cap, ...]) -> list[int]:
         try:

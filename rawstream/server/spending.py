@@ -106,7 +106,7 @@ class Spending:
     async def close(self, tab: Tab) -> None:
         """Settle. Cancelling it is safe: it is settled all the same."""
         tab.user.leave()
-        if tab.lease is None:
+        if tab.lease is None or tab.lease.close_nowait(tab.used):
             return
         settling = asyncio.ensure_future(tab.lease.close(tab.used))
         self._settling.add(settling)

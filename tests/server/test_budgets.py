@@ -249,6 +249,9 @@ class Slow:
         await self.may_settle.wait()
         self.refunded.append(reservation.tokens - used)
 
+    def settle_nowait(self, user: str, caps: Any, reservation: Reservation, used: int) -> bool:
+        return False
+
     async def used(self, user: str, caps: Any) -> list[int]:
         return [0]
 
