@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import weakref
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Generator
+from types import coroutine
+from typing import Any, Final
 
 NEVER: Final = float("inf")
 
@@ -174,3 +175,38 @@ class Sweeper:
         finally:
             if self._heap._entries:
                 self._schedule(self._heap._entries[0][0])
+
+
+async def finish_within(seconds: float, ending: Awaitable[None]) -> None:
+    """Await ``ending``, and when it has to wait, for ``seconds`` at most: what does not wait needs no timer.
+
+    Raises TimeoutError, and what ``ending`` does. Cancelling it cancels ``ending``.
+    """
+    steps = ending.__await__()
+    try:
+        awaited = next(steps)
+    except StopIteration:
+        return
+    async with asyncio.timeout(seconds):
+        await _rest_of(steps, awaited)
+
+
+@coroutine
+def _rest_of(steps: Generator[Any, Any, None], awaited: Any) -> Generator[Any, Any, None]:
+    """Await the rest of what has run up to its first wait, which is for ``awaited``."""
+    while True:
+        try:
+            yield awaited
+        except GeneratorExit:
+            steps.close()
+            raise
+        except BaseException as error:
+            try:
+                awaited = steps.throw(error)
+            except StopIteration:
+                return
+        else:
+            try:
+                awaited = next(steps)
+            except StopIteration:
+                return

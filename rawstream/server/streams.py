@@ -24,6 +24,7 @@ from rawstream.errors import (
     StreamStopped,
 )
 from rawstream.flow.credit import OneByOne
+from rawstream.flow.deadlines import finish_within
 from rawstream.flow.meter import Meter
 from rawstream.flow.pump import Delivery, produce
 from rawstream.flow.signals import Signals
@@ -307,7 +308,6 @@ class Streams:
 
 async def _close(tokens: TokenStream) -> None:
     """Close a token stream, and do not wait for ever for it."""
-    # An async generator that has ended needs no closing, and no timer to watch over it.
+    # An async generator that has ended needs no closing.
     if getattr(tokens, "ag_frame", tokens) is not None:
-        async with asyncio.timeout(_CLOSING_GRACE):
-            await tokens.aclose()
+        await finish_within(_CLOSING_GRACE, tokens.aclose())

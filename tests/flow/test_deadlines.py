@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawstream.flow.deadlines import NEVER, Deadline, DeadlineHeap, Sweeper
+from rawstream.flow.deadlines import NEVER, Deadline, DeadlineHeap, Sweeper, finish_within
 from tests.support.flow import PATIENCE
 
 
@@ -318,3 +318,81 @@ def test_a_sweeper_does_not_keep_its_loop_and_does_nothing_without_it() -> None:
     sweeper.deadline(nothing).set(1.0)
     sweeper._run()
     assert sweeper.entries == 1
+
+
+# --- ends with a deadline -----------------------------------------------------------------------------------
+
+
+async def test_an_end_that_need_not_wait_needs_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what every stream that ended well comes to, and a timer costs more than all else of it."""
+
+    def no_timer(seconds: float) -> asyncio.Timeout:
+        raise AssertionError("nothing waits")
+
+    monkeypatch.setattr(asyncio, "timeout", no_timer)
+    done: list[str] = []
+
+    async def end() -> None:
+        done.append("ended")
+
+    await finish_within(1, end())
+    assert done == ["ended"]
+
+
+async def test_an_end_that_waits_is_awaited_to_its_last_step(loop_kind: str) -> None:
+    steps: list[int] = []
+
+    async def end() -> None:
+        for step in range(3):
+            await asyncio.sleep(0 if step else 0.001)
+            steps.append(step)
+
+    await finish_within(PATIENCE, end())
+    assert steps == [0, 1, 2]
+
+
+async def test_an_end_that_takes_too_long_is_cancelled_and_may_clean_up(loop_kind: str) -> None:
+    cleaned = False
+
+    async def end() -> None:
+        nonlocal cleaned
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned = True
+
+    with pytest.raises(TimeoutError):
+        await finish_within(0.01, end())
+    assert cleaned
+
+
+async def test_cancelling_the_wait_for_an_end_cancels_it(loop_kind: str) -> None:
+    waits, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def end() -> None:
+        waits.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    task = asyncio.ensure_future(finish_within(PATIENCE, end()))
+    async with asyncio.timeout(PATIENCE):
+        await waits.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert cancelled.is_set()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_an_end_raises_is_raised(waits: bool) -> None:
+    async def end() -> None:
+        if waits:
+            await asyncio.sleep(0)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        await finish_within(PATIENCE, end())
