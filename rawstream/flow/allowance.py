@@ -85,7 +85,7 @@ class AllowedEvents(AllowedTokens):
         return self._meter.tokens + max(0, self._beside)
 
     async def __anext__(self) -> SourceItem:
-        item = await self._leased()
+        item = await (self._next() if self.used < self._lease.granted else self._leased())
         for token in (item,) if isinstance(item, str | Token) else item:
             if token.__class__ is Token and not token.text and token.finish_reason is None and token.usage is None:
                 self._beside += 1

@@ -19,6 +19,7 @@ Rule 4: redirects are not followed, bodies are not decompressed, cookies and pro
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
 from collections.abc import Sequence
 from typing import Final
@@ -72,9 +73,7 @@ class HttpClient:
         Raises UpstreamFailed (UpstreamUnreachable before any byte of an answer), UpstreamIdle, MisuseError (not a
         URL, not a header). Cancelling is safe: the connection is closed.
         """
-        split = urlsplit(url)
-        origin = origin_of(split)
-        target = (split.path or "/") + (f"?{split.query}" if split.query else "")
+        origin, target = _place(url)
         fields = [("host", origin.authority), *headers]
         at = asyncio.get_running_loop().time() + head_timeout
         why = late or f"the upstream sent no answer within {head_timeout:g} s"
@@ -335,6 +334,13 @@ class HttpResponse:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._client._discard(connection)
+
+
+@functools.lru_cache(maxsize=64)
+def _place(url: str) -> tuple[Origin, str]:
+    """Where to connect to, and what to ask for there (the same few URLs, again and again). Raises MisuseError."""
+    split = urlsplit(url)
+    return origin_of(split), (split.path or "/") + (f"?{split.query}" if split.query else "")
 
 
 class _ClosedUnderUs(Exception):

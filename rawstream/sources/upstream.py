@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -35,6 +35,8 @@ MAX_REJECTION: Final = 64 * 1024
 REJECTION_WAIT: Final = 5.0
 """Seconds that an error's body may take; without it the status is relayed all the same."""
 _RELAYED: Final = ("retry-after", "retry-after-ms", "x-should-retry")
+_COMPLETIONS: Final = "/chat/completions"
+_MODELS: Final = "/models"
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -51,6 +53,8 @@ class UpstreamSource:
         except MisuseError as error:
             raise SettingsError(f"upstream: {error}") from None
         self._base = split
+        self._late = f"the upstream sent no answer within {settings.upstream_first_token_timeout:g} s"
+        self._urls = {path: _below(split, path) for path in (_COMPLETIONS, _MODELS)}
         self.client = HttpClient(settings)
         self.idle_timeout = settings.upstream_idle_timeout
         self.idle_late = f"the upstream sent no token for {self.idle_timeout:g} s"
@@ -72,11 +76,11 @@ class UpstreamSource:
         UpstreamRejected. Cancelling is safe: the connection is closed.
         """
         body = msgspec.json.encode(self._body(request, stream=False))
-        return await self._whole("POST", "/chat/completions", body, due, self._trace(request))
+        return await self._whole("POST", _COMPLETIONS, body, due, self._trace(request))
 
     async def models(self, *, due: float | None = None) -> bytes:
         """The body of the upstream's ``GET /models``, untouched. Raises as ``complete`` does."""
-        return await self._whole("GET", "/models", b"", due)
+        return await self._whole("GET", _MODELS, b"", due)
 
     async def aclose(self) -> None:
         """Close all connections, those of running generations too."""
@@ -85,7 +89,7 @@ class UpstreamSource:
     async def start(self, request: Request, due: float) -> HttpResponse:
         """Send a streaming request; the response's head has status 200. Raises as ``complete`` does."""
         body = msgspec.json.encode(self._body(request, stream=True))
-        return await self._open("POST", "/chat/completions", body, "text/event-stream", due, self._trace(request))
+        return await self._open("POST", _COMPLETIONS, body, "text/event-stream", due, self._trace(request))
 
     def _trace(self, request: Request) -> Headers:
         """What to tell the upstream of what this request is a part of."""
@@ -114,15 +118,15 @@ class UpstreamSource:
         timeout = settings.upstream_first_token_timeout
         if due is not None:
             timeout = max(0.0, due - asyncio.get_running_loop().time())
-        url = self._base._replace(path=self._base.path.rstrip("/") + path, fragment="").geturl()
         headers = [("accept", accept), ("accept-encoding", "identity"), ("user-agent", "rawstream")]
         if body:
             headers.append(("content-type", "application/json"))
         if settings.upstream_api_key:
             headers.append(("authorization", f"Bearer {settings.upstream_api_key}"))
         headers.extend(told)
-        late = f"the upstream sent no answer within {settings.upstream_first_token_timeout:g} s"
-        response = await self.client.open(method, url, headers, body, head_timeout=timeout, late=late)
+        response = await self.client.open(
+            method, self._urls[path], headers, body, head_timeout=timeout, late=self._late
+        )
         try:
             if response.status >= 400:
                 raise await self._rejection(response)
@@ -352,6 +356,11 @@ class UpstreamStream:
         if not (self._finish_seen and response.self_delimited):
             raise UpstreamFailed("the upstream's stream ended before it was complete")
         self._whole = True
+
+
+def _below(base: SplitResult, path: str) -> str:
+    """The URL of ``path`` below an upstream's own, whose query stays."""
+    return base._replace(path=base.path.rstrip("/") + path, fragment="").geturl()
 
 
 def media_type(response: HttpResponse) -> str:

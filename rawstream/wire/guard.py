@@ -87,8 +87,11 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
 
     def header(self, name: str) -> str | None:
         """The value of the field called ``name`` (lower case), repeated ones joined with ``", "``; None: not sent."""
-        values = [value for key, value in self.headers if key == name]
-        return ", ".join(values) if values else None
+        found: str | None = None
+        for key, value in self.headers:
+            if key == name:
+                found = value if found is None else f"{found}, {value}"
+        return found
 
 
 def read_head(raw: bytes, limits: HeadLimits) -> RequestHead:

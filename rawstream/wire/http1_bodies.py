@@ -203,8 +203,12 @@ def _whole_chunks(data: bytes, pieces: list[bytes]) -> bytes:
     parts = data.split(b"\r\n")
     pairs = (len(parts) - 1) // 2
     sizes = [_SIZES[text] for text in parts[0 : 2 * pairs : 2]]
+    if 0 in sizes:
+        # The last chunk, and what follows it: element by element.
+        pairs = sizes.index(0)
+        del sizes[pairs:]
     chunks = parts[1 : 2 * pairs : 2]
-    if 0 in sizes or sizes != list(map(len, chunks)):
+    if sizes != list(map(len, chunks)):
         return data
     pieces += chunks
     return b"\r\n".join(parts[2 * pairs :])
