@@ -165,14 +165,10 @@ class Settings:
         5,
         "Source",
         "count",
-        "Requests that failed in a row, each counted once, after which an upstream is left alone (Envoy, consecutive "
-        "5xx: 5); 0: never.",
+        "Requests that failed in a row after which an upstream is left alone (Envoy, consecutive 5xx: 5); 0: never.",
     )
     upstream_breaker_pause: float = _setting(
-        5.0,
-        "Source",
-        "seconds",
-        "How long it is left alone; then one request tries it, and another one each time this is over without an answer.",
+        5.0, "Source", "seconds", "How long it is left alone; then one request tries it."
     )
     upstreams: tuple[UpstreamSettings, ...] = ()
     """Several upstreams, from the TOML file's ``[[upstreams]]``. Neither a flag nor a variable."""
@@ -246,10 +242,7 @@ class Settings:
     max_fields: int = _setting(100, "Requests", "count", "Most header fields in a request (431).")
     max_body: int = _setting(8 * MiB, "Requests", "bytes", "Longest request body (413).")
     head_timeout: float = _setting(
-        10.0,
-        "Requests",
-        "seconds",
-        "Time for a whole request head to arrive (408; without a word where nothing came).",
+        10.0, "Requests", "seconds", "Time for a request head (408; nothing if nothing came)."
     )
     body_timeout: float = _setting(30.0, "Requests", "seconds", "Time for a whole request body to arrive (408).")
     keepalive_timeout: float = _setting(
