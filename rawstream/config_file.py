@@ -87,6 +87,8 @@ def _pieces(lines: list[str]) -> Iterator[tuple[int, str, dict[str, Any] | None]
     piece: list[str] = []
     for number, line in enumerate(lines, start=1):
         piece.append(line)
+        if line.rstrip().endswith(",") and "#" not in line:
+            continue  # nothing ends so, and looking at each line of a long list would take its length squared
         try:
             statement = tomllib.loads("\n".join(piece) + "\n")
         except tomllib.TOMLDecodeError:

@@ -57,6 +57,8 @@ def read_upstreams(
 
 def url_fault(url: str) -> str | None:
     """Why this cannot be an upstream's URL; None: it can. Never repeats it: it may hold a password."""
+    if not (url.isascii() and url.isprintable() and " " not in url):
+        return "the URL must be ASCII without spaces: in a path others are %C3%A9, in a host's name xn--…"
     try:
         origin_of(urlsplit(url))
     except MisuseError as error:
@@ -67,9 +69,11 @@ def url_fault(url: str) -> str | None:
 
 
 def unusable(values: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with ``upstream`` and ``upstream_ca``, beyond what ``settings.faults`` can see."""
+    """What is wrong with ``upstream``, its key and its ``ca``, beyond what ``settings.faults`` can see."""
     if values.get("upstream") is not None and (said := url_fault(values["upstream"])) is not None:
         yield f"upstream: {said}"
+    if (key := values.get("upstream_api_key")) is not None:
+        yield from (f"upstream_api_key {said}" for at, said in upstream_faults({"api_key": key}) if at == "api_key")
     used = values.get("upstream") or values.get("upstreams")
     if used and values.get("upstream_ca") is not None:
         try:

@@ -254,6 +254,11 @@ def test_a_secret_is_never_said() -> None:
     """Not in an error, not in the settings' own text."""
     said = failure({"upstream_api_key": "sk-hidden\0"}, {})
     assert said == "upstream_api_key: the value (from --upstream-api-key) contains NUL"
+    said = failure({}, {"RAWSTREAM_UPSTREAM_API_KEY": "sk-hidden\n"})
+    assert said == (
+        "upstream_api_key must be visible ASCII characters without spaces "
+        "(upstream_api_key is from RAWSTREAM_UPSTREAM_API_KEY)"
+    )
     settings = config.load({"upstream_api_key": "sk-hidden"}, {}).settings
     assert settings.upstream_api_key == "sk-hidden"
     assert "sk-hidden" not in repr(settings)
@@ -341,11 +346,16 @@ def test_a_key_may_stand_in_a_file_beside_the_settings(tmp_path: Path) -> None:
     assert config.load({}, {}, written(tmp_path, text)).settings.upstreams[0].api_key == "sk-filed"
 
 
+NO_ASCII: Final = "the URL must be ASCII without spaces: in a path others are %C3%A9, in a host's name xn--…"
+
+
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
         ('url = "ftp://x"', "5: upstreams[0].url: the URL must begin with http:// or https:// and name a host"),
         ('url = "http://u:pw@x/v1"', "5: upstreams[0].url: the URL must not hold a user name or a password"),
+        ('url = "http://x/v 1"', f"5: upstreams[0].url: {NO_ASCII}"),
+        ('url = "http://b\u00fccher/v1"', f"5: upstreams[0].url: {NO_ASCII}"),
         ("url = 3", "5: upstreams[0].url: the value is not text: put it in quotes"),
         ('name = "a b"', "5: upstreams[0].name: must be 1 to 64 letters, digits, '.', '_' or '-', not 'a b'"),
         ("models = []", "5: upstreams[0].models: must name at least one model, and no empty one"),
@@ -479,6 +489,22 @@ def test_every_key_knows_the_line_where_it_begins(entries: list[tuple[str, str, 
     assert {path: found[path] for path in expected} == expected
 
 
+def test_a_long_list_costs_its_length_and_not_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may name thousands of keys, one a line."""
+    parsed = 0
+    loads = tomllib.loads
+
+    def counting(text: str) -> dict[str, object]:
+        nonlocal parsed
+        parsed += len(text)
+        return loads(text)
+
+    monkeypatch.setattr(tomllib, "loads", counting)
+    text = "a = [\n" + '  "one of many",\n' * 2000 + '  "the last"  # of them,\n]\nb = 1  # the end,\nc = 2\n'
+    assert lines_of(text.split("\n")) == {("a",): 1, ("b",): 2004, ("c",): 2005}
+    assert parsed < 4 * len(text)
+
+
 # --- the page that explains them ----------------------------------------------------------------------------
 
 
@@ -580,6 +606,7 @@ def test_users_are_read_with_all_their_keys(tmp_path: Path) -> None:
         ("name = '*'", "1: users: '*' is whom a proxy names, which needs user_header"),
         (f"name = '*'\nkeys = ['{_HASH}']", "3: users[0].keys: '*' is whom a proxy names; it has no keys"),
     ],
+    ids=range(13),
 )
 def test_what_is_wrong_with_a_user_is_said_with_its_line_and_without_its_key(
     tmp_path: Path, keys: str, says: str
