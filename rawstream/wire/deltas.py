@@ -3,7 +3,7 @@
 Rule 1: what is not understood is passed over, not judged: nothing here raises, whatever an upstream sent.
 Rule 2: pieces belong together by their ``index``. Some servers send every call under index 0, or none, each with
         an id and a name of its own: that, too, is another call.
-Rule 3: arguments are kept until they are whole, so their sum is bounded.
+Rule 3: arguments are kept until they are whole, so their sum is bounded; and so are names, and calls.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ MAX_ARGUMENTS: Final = 512 * 1024
 have hundreds."""
 MAX_CALLS: Final = 128
 """Calls of one answer that are under way together. With one more the first of them counts as over."""
+
+MAX_NAME: Final = 64 * 1024
+"""Characters of a call's id, and of its name. Real ones have some dozens; but some gateways put thoughts, signed, into
+their ids."""
 
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -81,8 +85,8 @@ def _piece(call: dict[str, Any]) -> CallPiece:
         arguments = msgspec.json.encode(arguments).decode()
     return CallPiece(
         at if isinstance(at, int) else None,
-        _text(call.get("id")),
-        _text(function.get("name")),
+        _text(call.get("id"))[:MAX_NAME],
+        _text(function.get("name"))[:MAX_NAME],
         _text(arguments),
     )
 
@@ -106,7 +110,13 @@ class ToolCall:
         self._pieces: list[str] = []
 
     def keep(self, piece: str) -> None:
-        self._pieces.append(piece)
+        if piece:
+            self._pieces.append(piece)
+
+    @property
+    def held(self) -> int:
+        """Pieces that are kept."""
+        return len(self._pieces)
 
     @property
     def so_far(self) -> str:

@@ -257,9 +257,23 @@ def test_what_is_kept_of_tool_calls_is_bounded() -> None:
     assert dialect.encode([call(0, arguments="y")]) == b""
     ended = parts(dialect.terminal())[0]
     assert (ended["type"], len(ended["input"])) == ("tool-input-error", deltas.MAX_ARGUMENTS)
+    long = shown(UIMessages("m"), [call(0, "i" * deltas.MAX_NAME + "j", "n" * deltas.MAX_NAME + "o")])
+    (began,) = [part for part in long if part["type"] == "tool-input-start"]
+    assert (began["toolCallId"], began["toolName"]) == ("i" * deltas.MAX_NAME, "n" * deltas.MAX_NAME)
     many = UIMessages("m")
     frames = b"".join([many.encode([call(at, str(at), "f")]) for at in range(deltas.MAX_CALLS + 2)])
     assert frames.count(b"tool-input-available") == 2
+
+
+def test_pieces_of_a_call_that_say_nothing_are_not_kept() -> None:
+    calls = deltas.ToolCalls()
+    empty = deltas.CallPiece(0, "a", "f", "")
+    one, _ = calls.take(empty)
+    before = one.held
+    for _ in range(100):
+        calls.take(empty)
+    calls.take(deltas.CallPiece(0, "", "", "{}"))
+    assert (before, one.held, one.arguments) == (0, 1, "{}")
 
 
 @pytest.mark.parametrize(
