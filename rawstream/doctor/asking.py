@@ -176,7 +176,7 @@ class Asker:
                 body += data
             response.clear_deadline()
             return response.status, msgspec.json.decode(body)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return response.status, None
         except RawstreamError:
             return None

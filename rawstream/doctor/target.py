@@ -128,7 +128,7 @@ def target_of(
         try:
             if not isinstance(msgspec.json.decode(body), dict):
                 raise MisuseError("the body must be a JSON object")
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise MisuseError(f"the body is not JSON: {error}") from None
         raw = msgspec.Raw(body)
     return Target(split.geturl(), kind, base, headers, prompt, model, raw)

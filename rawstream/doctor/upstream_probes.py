@@ -192,7 +192,7 @@ async def whole(asker: Asker, target: Target, *, model: str | None = None) -> Wh
         body = await exchange.body(within=_WHOLE_WITHIN)
         try:
             told = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             told = None
         return Whole(exchange.head.status, exchange.header("content-type"), told)
 

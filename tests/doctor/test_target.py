@@ -32,6 +32,12 @@ def test_the_path_tells_the_dialect_and_where_its_neighbours_are(url: str, kind:
     assert (target.kind, target.base) == (kind, base)
 
 
+@pytest.mark.parametrize("body", [b"{", b'{"a": "\xff"}', b"[" * 5000 + b"]" * 5000, b"[]"])
+def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(MisuseError, match="JSON"):
+        target_of("http://h/chat", body=body)
+
+
 @pytest.mark.parametrize("url", ["http://h", "http://h/", "ftp://h/chat", "http://u:p@h/chat", "http://h:x/chat"])
 def test_what_is_no_endpoint_is_refused(url: str) -> None:
     with pytest.raises(MisuseError):
