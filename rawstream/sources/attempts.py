@@ -49,6 +49,8 @@ def rank(models: Sequence[str], name: str) -> int | None:
 
 def closest(offers: Sequence[Sequence[str]], name: str) -> list[int]:
     """Indexes of those that name it most closely: a name goes before a pattern, and ``*`` comes last."""
+    if len(offers) == 1:
+        return [] if rank(offers[0], name) is None else [0]
     ranks = [rank(models, name) for models in offers]
     best = min((found for found in ranks if found is not None), default=None)
     return [] if best is None else [index for index, found in enumerate(ranks) if found == best]

@@ -53,6 +53,7 @@ class RoutedSource:
         self.upstreams = [Upstream(own, settings, clock()) for own in upstreams_of(settings)]
         if not self.upstreams:
             raise SettingsError("no upstream is named")
+        self._offers = [upstream.own.models for upstream in self.upstreams]
         self._created = int(time.time())
 
     # --- the source
@@ -102,7 +103,7 @@ class RoutedSource:
             if model is None:
                 anybody = [upstream for upstream in self.upstreams if "*" in upstream.own.models]
                 return (anybody if first in anybody else [first]), request
-        found = attempts.closest([upstream.own.models for upstream in self.upstreams], model)
+        found = attempts.closest(self._offers, model)
         if not found:
             known = list(dict.fromkeys(name for upstream in self.upstreams for name in upstream.own.models))
             shown = ", ".join(known[:_MOST_NAMES]) + (", …" if len(known) > _MOST_NAMES else "")
@@ -122,11 +123,14 @@ class RoutedSource:
         what the attempts came to. Cancelling is safe: it ends a wait, or an attempt, at once.
         """
         fitting, request = self.fitting(request)
-        order = attempts.weighted_order([upstream.own.weight for upstream in fitting], self._random)
-        course = Course([fitting[index] for index in order], self._settings, self.clock, self._random)
+        due_in = fitting[0].timeout
+        if len(fitting) > 1:
+            order = attempts.weighted_order([upstream.own.weight for upstream in fitting], self._random)
+            fitting = [fitting[index] for index in order]
+            due_in = max(upstream.timeout for upstream in fitting)
+        course = Course(fitting, self._settings, self.clock, self._random)
         loop_time = asyncio.get_running_loop().time
-        began = loop_time()
-        due = began + max(upstream.timeout for upstream in fitting)
+        due = loop_time() + due_in
         upstream, permit = course.first()
         while True:
             try:

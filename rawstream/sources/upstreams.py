@@ -81,8 +81,9 @@ class Upstream:
     def answered(self, permit: Permit) -> None:
         """The answer to an attempt has begun."""
         state = self.breaker.state
-        self.breaker.answered(permit.of_breaker)
-        self._tell_closed(state)
+        if state is not State.CLOSED:
+            self.breaker.answered(permit.of_breaker)
+            self._tell_closed(state)
 
     def ended(self, permit: Permit, now: float, error: BaseException | None) -> None:
         """An attempt, or the stream that came of it, ended like this; None: it was whole."""
