@@ -15,7 +15,7 @@ import resource
 import socket
 import ssl
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from rawstream.errors import LimitReached, ModelNotAllowed, ProtocolViolation, RawstreamError, SettingsError
 from rawstream.limits.budget import Ledger, MemoryLedger
@@ -23,6 +23,7 @@ from rawstream.limits.redis_ledger import RedisLedger
 from rawstream.limits.redis_link import RedisLink
 from rawstream.model import Observer, Source, Tracing
 from rawstream.server.access import Access, users_of
+from rawstream.server.balance import Balance
 from rawstream.server.connection import Connection
 from rawstream.server.endpoints.chat import ChatEndpoints
 from rawstream.server.endpoints.completions import CompletionEndpoints
@@ -44,6 +45,9 @@ from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
 
 log = logging.getLogger("rawstream")
+
+_HANDSHAKES_EVERY: Final = 0.05
+"""Seconds between two looks at whether the last TLS handshakes are over."""
 
 
 class Extension(Protocol):
@@ -81,6 +85,8 @@ class App:
         self.settings = settings
         self.source = source
         self.draining = False
+        self.retiring = False
+        """Another process accepts in our place."""
         self.connections: set[Connection] = set()
         self.handshakes: set[TlsProtocol] = set()
         """Connections that are not ready to speak HTTP yet."""
@@ -113,6 +119,10 @@ class App:
         for extension in extensions:
             extension.register(self)
         self._sockets = sockets
+        self.admin_sockets: list[socket.socket] | None = None
+        """Listening ones for the operator, instead of the settings' address."""
+        self.balance: Balance | None = None
+        """Where other processes accept on the same sockets."""
         self._listener: Listener | None = None
         self._admin: Listener | None = None
         self._empty: asyncio.Event | None = None
@@ -149,7 +159,7 @@ class App:
         """Answer one request; whatever goes wrong, it goes wrong for this connection alone."""
         exchange = Exchange(connection, head)
         del head
-        if self.draining:
+        if self.draining or self.retiring:
             exchange.close_after = True
         try:
             try:
@@ -220,11 +230,15 @@ class App:
             self.settings,
             connections=lambda: self.open_connections,
             limit=limit,
+            balance=self.balance,
         )
         self._listener.start()
-        if self.settings.admin is not None:
+        operators = self.admin_sockets
+        if operators is None and self.settings.admin is not None:
+            operators = listen_at(self.settings.admin, self.settings.backlog)
+        if operators:
             self._admin = Listener(
-                listen_at(self.settings.admin, self.settings.backlog),
+                operators,
                 lambda accepted: Connection(self, loop, accepted, operator=True),
                 self.settings,
                 connections=lambda: 0,  # the operator comes in when nobody else does any more
@@ -265,6 +279,27 @@ class App:
         host, port = name[:2]
         scheme = "http" if self.tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+    async def retire(self, patience: float) -> None:
+        """Other processes accept now: take no more, and let who is connected ask what may be on its way already.
+
+        ``close()`` comes next. Between, each connection ends after its next answer, or after ``patience`` seconds.
+        """
+        self.retiring = True
+        until = monotonic() + patience
+        if self._admin is not None:
+            self._admin.close()
+        if self._listener is not None:
+            self._listener.close()
+            await self._listener.settled()
+        assert self._hurry is not None
+        while (left := until - monotonic()) > 0 and not self._hurry.is_set():
+            if self.connections:
+                await self._emptied(left)
+            elif self.handshakes:
+                await asyncio.sleep(min(left, _HANDSHAKES_EVERY))  # they have no event of their own
+            else:
+                return
 
     async def close(self, *, drain: float | None = None) -> None:
         """End in the three steps. ``drain`` (seconds) replaces ``drain_timeout``. Cancelling it aborts."""
