@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import logging
 import os
@@ -65,12 +66,21 @@ def supervise(settings: Settings, load: Callable[[], Settings], *, announce: Cal
             operators = [] if settings.admin is None else listen_at(settings.admin, settings.backlog)
             directory = Path(tempfile.mkdtemp(prefix="rawstream-"))
             cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+            cleanup.callback(os.close, _keep_from_aging(directory))
             counts = Counts.create(directory / "counts")
         except OSError as error:
             click.echo(f"rawstream: {error.strerror or error}", err=True)
             return 1
         given = _Given(sockets, operators, directory, counts)
         return asyncio.run(Supervisor(settings, load, given).run(announce))
+
+
+def _keep_from_aging(directory: Path) -> int:
+    """A descriptor to keep: systemd-tmpfiles(8) leaves a directory alone that is locked, however old it is."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):  # a file system that has no locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return descriptor
 
 
 def next_wait(before: float, lived: float) -> float:

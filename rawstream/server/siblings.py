@@ -11,6 +11,7 @@ Rule 4: a sibling that does not answer within a second holds up nobody: what it 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -23,6 +24,8 @@ from rawstream.server.exposition import Exposition, signed
 from rawstream.server.metrics import CONTENT_TYPE
 from rawstream.server.router import Router
 from rawstream.server.worker_link import Place
+
+log = logging.getLogger("rawstream")
 
 _DEADLINE: Final = 1.0
 """Seconds for all siblings together, who answer at the same time."""
@@ -79,7 +82,10 @@ class Siblings:
     async def own(self) -> str:
         """This worker's figures, written down before anybody hears of them."""
         text = signed((await self._own()).decode(), self._place.slot)
-        _write(self._place.path / f"{self._place.serial}.prom", text)
+        try:
+            _write(self._place.path / f"{self._place.serial}.prom", text)
+        except OSError as error:  # the disk is full, or the supervisor gone, and the directory with it
+            log.debug("the figures could not be written down: %s", error)
         return text
 
     async def all(self) -> str:
