@@ -291,6 +291,8 @@ class Supervisor:
         """Tell all workers to end, and wait until they have; who does not in time is killed."""
         self._ending.set()
         self._generation.leaving.set()
+        for sock in (*self._given.sockets, *self._given.operators):
+            sock.close()  # who comes now is refused, as soon as the workers have closed theirs: nobody would answer
         for worker in self._workers:
             if not worker.told_to_end:
                 worker.terminate()
@@ -444,4 +446,4 @@ class Supervisor:
     def _warn_of_fixed(self, settings: Settings) -> None:
         changed = [name for name in _FIXED if getattr(settings, name) != getattr(self._settings, name)]
         if changed:
-            log.warning("SIGHUP: %s stay as they are until a restart: the sockets are kept", ", ".join(changed))
+            log.warning("SIGHUP: the listening sockets are kept; a restart changes %s", ", ".join(changed))

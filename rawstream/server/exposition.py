@@ -53,7 +53,7 @@ class Exposition:
         """A gauge of one's own."""
         family = self._families[name] = _Family(name)
         family.help, family.kind = help, "gauge"
-        family.samples[name] = value
+        family.samples[name] = float(value)
 
     def text(self) -> str:
         """All of it."""
