@@ -29,12 +29,13 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
+from rawstream.cli.worker_process import Generation, NotUp, WorkerProcess, how_it_ended
 from rawstream.errors import SettingsError
 from rawstream.limits.division import divided
 from rawstream.server.balance import ABSENT, Counts
 from rawstream.server.listener import listen, listen_at, remover
 from rawstream.server.siblings import bury
-from rawstream.server.worker_link import READY, RETIRE, VARIABLE, Place
+from rawstream.server.worker_link import VARIABLE, Place
 from rawstream.settings import Settings
 from rawstream.systemd import ServiceManager, handed_over
 
@@ -44,10 +45,6 @@ _FIRST_WAIT: Final = 0.5
 _LONGEST_WAIT: Final = 30.0
 _GROWN_UP: Final = 60.0
 """Seconds. Who dies after them is started again as if it were the first time."""
-_COMING_UP: Final = 60.0
-"""Seconds until a worker accepts: a source of one's own may load a model first."""
-_LEAVING: Final = 5.0
-"""Seconds beyond a worker's own deadlines, until it is killed."""
 _FIXED: Final = ("host", "port", "uds", "admin", "backlog")
 """Settings of the listening sockets, which stay."""
 
@@ -88,26 +85,6 @@ def next_wait(before: float, lived: float) -> float:
     return _FIRST_WAIT if not before or lived >= _GROWN_UP else min(_LONGEST_WAIT, 2 * before)
 
 
-def how_it_ended(code: int) -> str:
-    """An exit status in words."""
-    if code >= 0:
-        return f"exit status {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
-class NotUp(Exception):
-    """A worker did not come up. The exit code for it."""
-
-    def __init__(self, worker: _Worker, code: int | None) -> None:
-        why = f"did not accept within {_COMING_UP:g} s" if code is None else f"ended with {how_it_ended(code)}"
-        super().__init__(f"a worker (pid {worker.pid}) {why} before it accepted")
-        self.code = code if code is not None and code > 0 else 1
-        self.has_said_why = code is not None and code > 0
-
-
 class _Given(NamedTuple):
     """What all workers share."""
 
@@ -115,96 +92,6 @@ class _Given(NamedTuple):
     operators: list[socket.socket]
     directory: Path
     counts: Counts
-
-
-class _Generation:
-    """Workers that are started with the same settings."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.leaving = asyncio.Event()
-        """None of its workers is started again."""
-        self.keepers: list[asyncio.Task[None]] = []
-
-    @property
-    def grace(self) -> float:
-        """Seconds that its workers may take to end."""
-        return self.settings.drain_timeout + self.hurry
-
-    @property
-    def hurry(self) -> float:
-        """Seconds that they may take when it hurries."""
-        return 2 * self.settings.cancel_timeout + self.settings.flush_timeout + _LEAVING
-
-
-class _Worker:
-    """A process, and the link to it."""
-
-    def __init__(
-        self, generation: _Generation, place: Place, process: asyncio.subprocess.Process, link: socket.socket
-    ) -> None:
-        self.generation = generation
-        self.place = place
-        self.accepts = False
-        self.pid = process.pid
-        self.told_to_end = False
-        self.overdue: asyncio.TimerHandle | None = None
-        self.began = monotonic()
-        self._process = process
-        self._link = link
-
-    async def ready(self) -> str:
-        """Its URL, once it accepts. Raises NotUp; then it has ended."""
-        said = b""
-        try:
-            async with asyncio.timeout(_COMING_UP):
-                while not said.endswith(b"\n"):
-                    data = await asyncio.get_running_loop().sock_recv(self._link, 4096)
-                    if not data:
-                        raise ConnectionResetError
-                    said += data
-        except ConnectionError:
-            raise NotUp(self, await self.ended()) from None
-        except TimeoutError:
-            self.kill()
-            await self.ended()
-            raise NotUp(self, None) from None
-        self.accepts = True
-        return said.removeprefix(READY).decode().strip()
-
-    async def ended(self) -> int:
-        """Its exit status. Cancel-safe."""
-        return await self._process.wait()
-
-    def retire(self) -> None:
-        """Others accept in its place: it finishes what it has, or is killed when its time is over. Idempotent."""
-        if self.told_to_end:
-            return
-        if not self.accepts:
-            self.terminate()
-        else:
-            self.told_to_end = True
-            with contextlib.suppress(OSError):
-                self._link.send(RETIRE + b"\n")
-        self.overdue = asyncio.get_running_loop().call_later(self.generation.grace + _LEAVING, self.kill)
-
-    def terminate(self) -> None:
-        """End gracefully; the second time at once."""
-        self.told_to_end = True
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
-
-    def close(self) -> None:
-        """It has ended."""
-        self._link.close()
-        if self.overdue is not None:
-            self.overdue.cancel()
 
 
 class Supervisor:
@@ -215,8 +102,8 @@ class Supervisor:
         self._load = load
         self._given = given
         self._serials = itertools.count(1)
-        self._workers: set[_Worker] = set()
-        self._generation = _Generation(settings)
+        self._workers: set[WorkerProcess] = set()
+        self._generation = Generation(settings)
         self._leaving: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -313,7 +200,7 @@ class Supervisor:
 
     # --- workers ------------------------------------------------------------------------------------------------
 
-    async def _start(self, generation: _Generation) -> _Worker:
+    async def _start(self, generation: Generation) -> WorkerProcess:
         """Start one. Raises OSError."""
         given = self._given
         taken = {worker.place.slot for worker in self._workers}
@@ -343,14 +230,14 @@ class Supervisor:
             raise
         finally:
             theirs.close()
-        worker = _Worker(generation, place, process, ours)
+        worker = WorkerProcess(generation, place, process, ours)
         self._workers.add(worker)
         task = asyncio.get_running_loop().create_task(self._reap(worker), name="reap")
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
         return worker
 
-    async def _reap(self, worker: _Worker) -> None:
+    async def _reap(self, worker: WorkerProcess) -> None:
         """When it has ended: nothing of it is left but its figures."""
         await worker.ended()
         self._workers.discard(worker)
@@ -361,7 +248,7 @@ class Supervisor:
         except (OSError, ValueError) as error:
             log.error("the figures of worker %d are lost: %s", worker.place.slot, error)
 
-    async def _up(self, generation: _Generation) -> bool:
+    async def _up(self, generation: Generation) -> bool:
         """All of its workers accept. Raises NotUp, OSError; then those that came up are left to the caller."""
         # One first: what is wrong with the settings is said once.
         workers = [await self._start(generation)]
@@ -380,7 +267,7 @@ class Supervisor:
             generation.keepers.append(task)
         return True
 
-    async def _keep(self, generation: _Generation, worker: _Worker) -> None:
+    async def _keep(self, generation: Generation, worker: WorkerProcess) -> None:
         """Whenever it ends, start another one in its place, until the generation leaves."""
         wait = 0.0
         while True:
@@ -420,10 +307,10 @@ class Supervisor:
             log.error("SIGHUP: everything stays as it was: %s", "; ".join(str(error).splitlines()))
         else:
             self._warn_of_fixed(settings)
-            await self._replace(_Generation(settings))
+            await self._replace(Generation(settings))
         self._manager.reloaded(self._status())
 
-    async def _replace(self, new: _Generation) -> None:
+    async def _replace(self, new: Generation) -> None:
         began = monotonic()
         try:
             if not await self._unless_ending(self._up(new)):

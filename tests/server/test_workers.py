@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from rawstream.cli.supervisor import how_it_ended, next_wait
+from rawstream.cli.supervisor import next_wait
+from rawstream.cli.worker_process import how_it_ended
 from rawstream.limits.division import divided
 from rawstream.server.balance import ABSENT, Balance, Counts
 from rawstream.server.exposition import Exposition, signed
