@@ -320,9 +320,10 @@ class Supervisor:
             return
         old, self._generation = self._generation, new
         old.leaving.set()
-        for worker in self._workers:
-            if worker.generation is old:
-                worker.retire()
+        leaving = [worker for worker in self._workers if worker.generation is old]
+        for worker in leaving:
+            worker.retire()
+        await asyncio.gather(*(worker.retired() for worker in leaving))
         log.info(
             "SIGHUP: %d new workers accept after %.1f s; the old ones finish",
             new.settings.workers,

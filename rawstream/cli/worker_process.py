@@ -19,6 +19,8 @@ from rawstream.settings import Settings
 
 _COMING_UP: Final = 60.0
 """Seconds until a worker accepts: a source of one's own may load a model first."""
+_TO_STOP: Final = 2.0
+"""Seconds until a worker that is told to retire accepts no more."""
 _LEAVING: Final = 5.0
 """Seconds beyond a worker's own deadlines, until it is killed."""
 
@@ -76,6 +78,8 @@ class WorkerProcess:
         self.told_to_end = False
         self.overdue: asyncio.TimerHandle | None = None
         self.began = monotonic()
+        self._receiving = False
+        self._over = False
         self._process = process
         self._link = link
 
@@ -85,7 +89,7 @@ class WorkerProcess:
         try:
             async with asyncio.timeout(_COMING_UP):
                 while not said.endswith(b"\n"):
-                    data = await asyncio.get_running_loop().sock_recv(self._link, 4096)
+                    data = await self._receive()
                     if not data:
                         raise ConnectionResetError
                     said += data
@@ -114,6 +118,12 @@ class WorkerProcess:
                 self._link.send(RETIRE + b"\n")
         self.overdue = asyncio.get_running_loop().call_later(self.generation.grace + _LEAVING, self.kill)
 
+    async def retired(self) -> None:
+        """It accepts no more, or does not say so in time. After ``retire()``."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_TO_STOP):
+                await self._receive()  # it says nothing else, or has ended
+
     def terminate(self) -> None:
         """End gracefully; the second time at once."""
         self.told_to_end = True
@@ -126,8 +136,20 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
+    async def _receive(self) -> bytes:
+        """What it says next; b'' when it has ended. The link stays open for as long as somebody waits on it."""
+        self._receiving = True
+        try:
+            return await asyncio.get_running_loop().sock_recv(self._link, 4096)
+        finally:
+            self._receiving = False
+            if self._over:
+                self._link.close()
+
     def close(self) -> None:
         """It has ended."""
-        self._link.close()
+        self._over = True
+        if not self._receiving:
+            self._link.close()
         if self.overdue is not None:
             self.overdue.cancel()

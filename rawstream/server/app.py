@@ -280,17 +280,20 @@ class App:
         scheme = "http" if self.tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
-    async def retire(self, patience: float) -> None:
-        """Other processes accept now: take no more, and let who is connected ask what may be on its way already.
-
-        ``close()`` comes next. Between, each connection ends after its next answer, or after ``patience`` seconds.
-        """
+    def hand_over(self) -> None:
+        """Other processes accept in our place: take no more. ``linger()`` comes next, then ``close()``."""
         self.retiring = True
+        for listener in (self._listener, self._admin):
+            if listener is not None:
+                listener.close()
+
+    async def linger(self, patience: float) -> None:
+        """Let who is connected ask what may be on its way already: a connection ends after its next answer.
+
+        Until none is left, or for ``patience`` seconds. Cancel-safe.
+        """
         until = monotonic() + patience
-        if self._admin is not None:
-            self._admin.close()
         if self._listener is not None:
-            self._listener.close()
             await self._listener.settled()
         assert self._hurry is not None
         while (left := until - monotonic()) > 0 and not self._hurry.is_set():

@@ -64,7 +64,10 @@ class Worker:
     async def retire(self) -> None:
         """Before the app closes: where another worker takes over, nobody who is connected is cut for it."""
         if self._retiring:
-            await self._app.retire(min(_PATIENCE, self._app.settings.drain_timeout))
+            self._app.hand_over()
+            if self._link is not None:
+                self._link.retired()
+            await self._app.linger(min(_PATIENCE, self._app.settings.drain_timeout))
 
     async def aclose(self) -> None:
         """After the app has closed. Idempotent."""

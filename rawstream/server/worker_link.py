@@ -21,6 +21,8 @@ VARIABLE: Final = "RAWSTREAM_WORKER"
 """Between a supervisor and its workers alone."""
 READY: Final = b"ready "
 """Worker: I accept, at the URL that follows."""
+RETIRED: Final = b"retired\n"
+"""Worker: I accept no more."""
 RETIRE: Final = b"retire"
 """Supervisor: others accept in your place. Finish what you have, and end."""
 
@@ -96,8 +98,15 @@ class WorkerLink(asyncio.Protocol):
 
     def ready(self, url: str) -> None:
         """We accept."""
+        self._say(READY + url.encode() + b"\n")
+
+    def retired(self) -> None:
+        """We accept no more."""
+        self._say(RETIRED)
+
+    def _say(self, what: bytes) -> None:
         if self._transport is not None:
-            self._transport.write(READY + url.encode() + b"\n")
+            self._transport.write(what)
 
     def close(self) -> None:
         """Say and hear nothing any more. Idempotent."""
