@@ -91,7 +91,7 @@ class Terminal:
         (["--source", "nowhere_at_all:x"], {}, "there is no module 'nowhere_at_all'"),
         (["--upstream", "ftp://x"], {}, "rawstream: upstream: the URL must begin with http:// or https://"),
         (["--source", "a:b", "--upstream", "http://x"], {}, "upstream and source exclude each other"),
-        (["--workers", "2"], {}, "rawstream: workers: 2 (from --workers): for now one process serves"),
+        (["--workers", "0"], {}, "rawstream: workers must be more than 0, not 0"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line_and_exit_code_2(

@@ -23,11 +23,16 @@ import click
 from rawstream import config
 from rawstream.api import Server
 from rawstream.cli.options import ServeCommand, setting_options, size_text
+from rawstream.cli.supervisor import supervise
 from rawstream.cli.traces import open_traces
 from rawstream.errors import SettingsError
 from rawstream.flow import kernel
+from rawstream.limits.division import divided
 from rawstream.model import Source, Tracing
 from rawstream.server import logs
+from rawstream.server.listener import remover
+from rawstream.server.worker import Worker
+from rawstream.server.worker_link import Place, place_of, take_over
 from rawstream.settings import Settings
 from rawstream.sources.loading import load_source
 from rawstream.sources.mock import MockSource
@@ -42,7 +47,12 @@ log = logging.getLogger("rawstream")
 def serve(config_file: str | None, **flags: Any) -> None:
     """Start the server. (The help page is made by ``ServeCommand``.)"""
     try:
-        code = run(config.load(flags, os.environ, config_file))
+        place = place_of(os.environ)
+        loaded = config.load(flags, os.environ, config_file)
+        if place is None and loaded.settings.workers > 1:
+            code = _supervise(loaded, lambda: config.load(flags, os.environ, config_file))
+        else:
+            code = run(loaded, place)
     except SettingsError as error:
         if error.detail:
             click.echo(error.detail.rstrip(), err=True)
@@ -52,30 +62,39 @@ def serve(config_file: str | None, **flags: Any) -> None:
     sys.exit(code)
 
 
-def run(loaded: config.Loaded) -> int:
-    """Serve until a signal ends it; the exit code. Raises SettingsError."""
-    settings = loaded.settings
-    if settings.workers > 1:
-        where = loaded.origins["workers"]
-        raise SettingsError(
-            f"workers: {settings.workers} (from {where}): for now one process serves, so only 1 is valid"
-        )
+def run(loaded: config.Loaded, place: Place | None = None) -> int:
+    """Serve until a signal ends it; the exit code. ``place``: among other workers. Raises SettingsError."""
+    settings = loaded.settings if place is None else divided(loaded.settings, place.workers)[0]
     loop_factory = _loop_factory(settings)
     logs.set_up(settings.log_format, settings.log_level)
     source = make_source(settings)
     tracing = open_traces(settings, os.environ)
-    for warning in [*loaded.warnings, held_warning(settings, kernel_takes(settings))]:
-        if warning is not None:
-            log.warning("%s", warning)
+    if place is None:
+        _warn(loaded)
     # What is there now stays: the collector need not look at it again with every thousand streams.
     gc.collect()
     gc.freeze()
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(_serve(settings, source, tracing))
+            return runner.run(_serve(settings, source, tracing, place))
     finally:
         if tracing is not None:
             tracing.shutdown()
+
+
+def _supervise(loaded: config.Loaded, load: Callable[[], config.Loaded]) -> int:
+    """Several processes serve; this one watches over them."""
+    settings = loaded.settings
+    logs.set_up(settings.log_format, settings.log_level)
+    _warn(loaded)
+    return supervise(settings, lambda: load().settings, announce=lambda url, admin: _announce(url, admin, settings))
+
+
+def _warn(loaded: config.Loaded) -> None:
+    settings = loaded.settings
+    for warning in [*loaded.warnings, held_warning(settings, kernel_takes(settings))]:
+        if warning is not None:
+            log.warning("%s", warning)
 
 
 def make_source(settings: Settings) -> Source:
@@ -139,14 +158,15 @@ def _readable(size: int) -> str:
 # --- the process --------------------------------------------------------------------------------------------
 
 
-async def _serve(settings: Settings, source: Source, tracing: Tracing | None) -> int:
+async def _serve(settings: Settings, source: Source, tracing: Tracing | None, place: Place | None) -> int:
     manager = ServiceManager(os.environ)
     try:
-        sockets = handed_over(os.environ) or None
+        sockets = (handed_over(os.environ) or None) if place is None else take_over(place.sockets)
     except OSError as error:
         click.echo(f"rawstream: {error}", err=True)
         return 1
     server = Server(settings, source, sockets=sockets, tracing=tracing)
+    worker = None if place is None else Worker(place, server.app)
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -164,21 +184,30 @@ async def _serve(settings: Settings, source: Source, tracing: Tracing | None) ->
         loop.add_signal_handler(number, end, number.name)
     loop.add_signal_handler(signal.SIGHUP, _hang_up, server, manager)
     try:
+        if worker is not None:
+            await worker.start(lambda: end("the supervisor is gone"), ending)
         await server.start()
     except OSError as error:
         await source.aclose()
         click.echo(f"rawstream: {error.strerror or error}", err=True)
         return 1
-    remove_socket = _own_socket(settings)
+    remove_socket = remover(settings.uds if place is None else None)
     try:
-        _announce(server, settings)
+        if worker is None:
+            _announce(server.url, server.app.admin_url, settings)
+        else:
+            worker.ready()
         manager.ready(lambda: _status(server))
         await ending.wait()
         manager.stopping(f"ending; {_status(server)}")
+        if worker is not None:
+            await worker.retire()
         await server.close()
     finally:
         manager.close()
         remove_socket()
+        if worker is not None:
+            await worker.aclose()
     log.info("ended")
     return 0
 
@@ -210,31 +239,13 @@ def _reload(server: Server) -> None:
         log.info("SIGHUP: new connections get the certificate in %s", server.settings.ssl_certfile)
 
 
-def _announce(server: Server, settings: Settings) -> None:
-    lines = [f"rawstream listening on {server.url}"]
-    if server.app.admin_url is not None:
-        lines.append(f"rawstream admin on {server.app.admin_url}")
+def _announce(url: str, admin: str | None, settings: Settings) -> None:
+    lines = [f"rawstream listening on {url}"]
+    if admin is not None:
+        lines.append(f"rawstream admin on {admin}")
     if sys.stderr.isatty() and settings.log_format == "text" and settings.log_level in ("debug", "info"):
-        if settings.uds is not None:
-            where = f"--unix-socket {settings.uds} http://localhost/chat"
-        else:
-            where = f"{server.url}/chat"
+        where = f"--unix-socket {settings.uds} http://localhost/chat" if settings.uds is not None else f"{url}/chat"
         lines.append(f'try: curl -N --json \'{{"prompt":"hello"}}\' {where}')
     # A closed stderr must not end the server.
     with contextlib.suppress(OSError):
         print("\n".join(lines), file=sys.stderr, flush=True)
-
-
-def _own_socket(settings: Settings) -> Callable[[], None]:
-    """A function that removes our Unix socket's file, unless another server has taken the path meanwhile."""
-    path = settings.uds
-    if path is None:
-        return lambda: None
-    ours = os.stat(path)
-
-    def remove() -> None:
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(path), ours):
-                os.unlink(path)
-
-    return remove

@@ -23,6 +23,7 @@ from rawstream.limits.redis_ledger import RedisLedger
 from rawstream.limits.redis_link import RedisLink
 from rawstream.model import Observer, Source, Tracing
 from rawstream.server.access import Access, users_of
+from rawstream.server.balance import Balance
 from rawstream.server.connection import Connection
 from rawstream.server.counts import Counts
 from rawstream.server.endpoints.chat import ChatEndpoints
@@ -45,6 +46,9 @@ from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
 
 log = logging.getLogger("rawstream")
+
+_HANDSHAKES_EVERY: Final = 0.05
+"""Seconds between two looks at whether the last TLS handshakes are over."""
 
 
 class Extension(Protocol):
@@ -69,7 +73,7 @@ _MOST_OPERATORS: Final = 64
 """Connections to the admin port: some Prometheus servers, some people."""
 
 
-def _url(scheme: str, name: tuple[Any, ...]) -> str:
+def url_of(scheme: str, name: tuple[Any, ...]) -> str:
     host, port = name[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -93,6 +97,8 @@ class App:
         self.draining = False
         self._over = False
         self.max_connections = settings.max_connections
+        self.retiring = False
+        """Another process accepts in our place."""
         self.connections: set[Connection] = set()
         self.operators: set[Connection] = set()
         """Connections of the admin port: they keep nobody out, and the end does not wait for them."""
@@ -128,6 +134,10 @@ class App:
         for extension in extensions:
             extension.register(self)
         self._sockets = sockets
+        self.admin_sockets: list[socket.socket] | None = None
+        """Listening ones for the operator, instead of the settings' address."""
+        self.balance: Balance | None = None
+        """Where other processes accept on the same sockets."""
         self._listener: Listener | None = None
         self._admin: Listener | None = None
         self._empty: asyncio.Event | None = None
@@ -171,7 +181,7 @@ class App:
         """Answer one request; whatever goes wrong, it goes wrong for this connection alone."""
         exchange = Exchange(connection, head)
         del head
-        if self._ends(connection):
+        if self._ends(connection) or self.retiring:
             exchange.close_after = True
         try:
             try:
@@ -237,7 +247,9 @@ class App:
         self.streams.pausing = asyncio.Event()
         self.streams.pausing.set()
         admin = self.settings.admin
-        admin_sockets = [] if admin is None else listen_at(admin, _MOST_OPERATORS)
+        admin_sockets = self.admin_sockets or []
+        if self.admin_sockets is None and admin is not None:
+            admin_sockets = listen_at(admin, _MOST_OPERATORS)
         try:
             sockets = listen(self.settings) if self._sockets is None else self._sockets
         except OSError:
@@ -251,6 +263,7 @@ class App:
             self.settings,
             connections=lambda: self.open_connections,
             limit=self.max_connections,
+            balance=self.balance,
         )
         self._listener.start()
         if admin_sockets:
@@ -272,7 +285,7 @@ class App:
     @property
     def admin_url(self) -> str | None:
         """Where the operator's port is; None: there is none. It speaks no TLS."""
-        return None if self._admin is None else _url("http", self._admin.sockets[0].getsockname())
+        return None if self._admin is None else url_of("http", self._admin.sockets[0].getsockname())
 
     @property
     def open_connections(self) -> int:
@@ -290,7 +303,31 @@ class App:
         name = self.sockets[0].getsockname()
         if not isinstance(name, tuple):
             return f"unix:{os.fsdecode(name)}"
-        return _url("http" if self.tls is None else "https", name)
+        return url_of("http" if self.tls is None else "https", name)
+
+    def hand_over(self) -> None:
+        """Other processes accept in our place: take no more. ``linger()`` comes next, then ``close()``."""
+        self.retiring = True
+        for listener in (self._listener, self._admin):
+            if listener is not None:
+                listener.close()
+
+    async def linger(self, patience: float) -> None:
+        """Let who is connected ask what may be on its way already: a connection ends after its next answer.
+
+        Until none is left, or for ``patience`` seconds. Cancel-safe.
+        """
+        until = monotonic() + patience
+        if self._listener is not None:
+            await self._listener.settled()
+        assert self._hurry is not None
+        while (left := until - monotonic()) > 0 and not self._hurry.is_set():
+            if self.connections:
+                await self._emptied(left)
+            elif self.handshakes:
+                await asyncio.sleep(min(left, _HANDSHAKES_EVERY))  # they have no event of their own
+            else:
+                return
 
     async def close(self, *, drain: float | None = None) -> None:
         """End in the three steps. ``drain`` (seconds) replaces ``drain_timeout``. Cancelling it aborts."""

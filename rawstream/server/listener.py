@@ -3,12 +3,14 @@
 Rule 1: it stops accepting *before* descriptors run out, at the connection limit; the kernel's backlog holds the rest.
 Rule 2: when they run out all the same (EMFILE, ENFILE, ENOBUFS, ENOMEM), it neither spins nor floods the log: it
         rests, says so once, and goes on when a connection has closed or a moment has passed.
-Rule 3: the listening socket is ours: it can be handed to another process, and closing the loop does not close it.
+Rule 3: where several processes accept on one socket, who has more connections lets the others go first (balance.py).
+Rule 4: the listening socket is ours: it can be handed to another process, and closing the loop does not close it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -17,6 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from rawstream.flow import kernel
+from rawstream.server.balance import Balance
 from rawstream.settings import Settings
 
 log = logging.getLogger("rawstream")
@@ -26,6 +29,8 @@ _REST: Final = 0.25
 """Seconds to rest when the system is out of descriptors or memory."""
 _AT_ONCE: Final = 64
 """Connections accepted before the streams get their turn."""
+_AFTER_YOU: Final = 0.001
+"""Seconds that a sibling with fewer connections has to go first; then one is accepted all the same."""
 
 
 class Listener:
@@ -39,8 +44,12 @@ class Listener:
         *,
         connections: Callable[[], int],
         limit: int,
+        balance: Balance | None = None,
     ) -> None:
-        """``connections()`` is the number of open ones; accepting pauses at ``limit``."""
+        """``connections()`` is the number of open ones; accepting pauses at ``limit``.
+
+        ``balance``: other processes accept on the same sockets.
+        """
         self.sockets = sockets
         for sock in sockets:
             sock.setblocking(False)  # one that was handed to us may block, and would hold up the loop
@@ -53,19 +62,29 @@ class Listener:
         self._wanted = False
         self._starting: set[asyncio.Task[object]] = set()
         self._rest: asyncio.TimerHandle | None = None
+        self._balance = balance
+        self._waiting_turn: asyncio.TimerHandle | None = None
         self._told = False
 
     def start(self) -> None:
         """Accept from now on."""
         self._wanted = True
         self._resume()
+        self._tell()
 
     def stop(self) -> None:
         """Accept no more. The sockets stay open."""
         self._wanted = False
-        if self._rest is not None:
-            self._rest.cancel()
+        for timer in (self._rest, self._waiting_turn):
+            if timer is not None:
+                timer.cancel()
         self._pause()
+        self._tell()
+
+    async def settled(self) -> None:
+        """Wait until what was accepted so far is open, or lost. Cancel-safe."""
+        while self._starting:
+            await asyncio.wait(self._starting)
 
     def close(self) -> None:
         """Accept no more, and close the sockets."""
@@ -75,8 +94,18 @@ class Listener:
 
     def connection_closed(self) -> None:
         """Somebody left: there may be room again."""
-        if self._wanted and not self._accepting:
+        self._tell()
+        if self._wanted and not self._accepting and self._waiting_turn is None:
             self._resume()
+
+    @property
+    def _taken(self) -> int:
+        return self._connections() + len(self._starting)
+
+    def _tell(self) -> None:
+        """Let the siblings know how many we have."""
+        if self._balance is not None:
+            self._balance.tell(self._taken if self._wanted else None)
 
     def _resume(self) -> None:
         self._rest = None
@@ -93,20 +122,39 @@ class Listener:
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_AT_ONCE):
-            if self._connections() + len(self._starting) >= self._limit:
+            if self._taken >= self._limit:
                 self._pause()
                 return
-            try:
-                sock, _ = listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            if self._balance is not None and self._balance.ahead(self._taken):
+                self._pause()
+                self._waiting_turn = self._loop.call_later(_AFTER_YOU, self._take_turn)
                 return
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
-                self._exhausted(error)
+            if not self._take(listening):
                 return
-            self._told = False
-            self._open(sock)
+
+    def _take_turn(self) -> None:
+        """The others had their chance: one connection from each socket, whatever the balance says."""
+        self._waiting_turn = None
+        self._resume()
+        for listening in self.sockets:
+            if self._accepting and self._taken < self._limit:
+                self._take(listening)
+
+    def _take(self, listening: socket.socket) -> bool:
+        """Accept one connection. False: there is none."""
+        try:
+            sock, _ = listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            self._exhausted(error)
+            return False
+        self._told = False
+        self._open(sock)
+        self._tell()
+        return True
 
     def _exhausted(self, error: OSError) -> None:
         self._pause()
@@ -188,6 +236,20 @@ def _listen_unix(path: str, backlog: int) -> socket.socket:
         raise OSError(error.errno, f"cannot listen on {path}: {error.strerror or error}") from error
     sock.setblocking(False)
     return sock
+
+
+def remover(path: str | None) -> Callable[[], None]:
+    """A function that removes our Unix socket's file, unless another server has taken the path meanwhile."""
+    if path is None:
+        return lambda: None
+    ours = os.stat(path)
+
+    def remove() -> None:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path), ours):
+                os.unlink(path)
+
+    return remove
 
 
 def _remove_dead_socket(path: str) -> None:

@@ -36,7 +36,7 @@ class Settings:
     host: str = _setting("127.0.0.1", "Listening", "text", "Address to listen on.")
     port: int = _setting(8000, "Listening", "count", "TCP port; 0 picks a free one.")
     uds: str | None = _setting(None, "Listening", "path", "Listen on this Unix socket instead of TCP.")
-    workers: int = _setting(1, "Listening", "count", "Server processes; for now only 1.")
+    workers: int = _setting(1, "Listening", "count", "Server processes that share the port.")
     backlog: int = _setting(1024, "Listening", "count", "Connections the kernel may hold before we accept them.")
     loop: str = _setting("auto", "Listening", "text", "Event loop: auto (uvloop where it is there), uvloop or asyncio.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
@@ -68,7 +69,8 @@ class OperationsEndpoints:
         require_operator(exchange)
         now = monotonic()
         streams = [stream.snapshot(now) for stream in self.streams]
-        await exchange.respond_json(msgspec.json.encode({"streams": streams, "totals": self._levels()}))
+        found = {"worker": os.getpid(), "streams": streams, "totals": self._levels()}
+        await exchange.respond_json(msgspec.json.encode(found))
 
     async def metrics(self, exchange: Exchange) -> None:
         """For Prometheus."""
