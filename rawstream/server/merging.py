@@ -74,7 +74,7 @@ class Exposition:
 
 
 def signed(text: str, worker: int) -> str:
-    """The text with the label ``worker`` on what is of the process itself, and cannot be added up (``process_…``, ``python_info``)."""
+    """The text with the label ``worker`` on what is of the process itself (``process_…``, ``python_info``)."""
     lines = text.splitlines()
     for at, line in enumerate(lines):
         if line.startswith(_OF_A_PROCESS):
