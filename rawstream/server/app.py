@@ -23,6 +23,7 @@ from rawstream.limits.redis_ledger import RedisLedger
 from rawstream.limits.redis_link import RedisLink
 from rawstream.model import Observer, Source, Tracing
 from rawstream.server.access import Access, users_of
+from rawstream.server.channel import Channel, ClientConnection
 from rawstream.server.connection import Connection
 from rawstream.server.counts import Counts
 from rawstream.server.endpoints.chat import ChatEndpoints
@@ -35,6 +36,8 @@ from rawstream.server.endpoints.streams import StreamEndpoints
 from rawstream.server.endpoints.ui_chat import UIChatEndpoints
 from rawstream.server.exchange import Exchange, error_answer
 from rawstream.server.governor import Governor
+from rawstream.server.http2 import Http2Connection
+from rawstream.server.link import Link
 from rawstream.server.listener import Listener, listen, listen_at
 from rawstream.server.logs import StreamLog
 from rawstream.server.metrics import Metrics
@@ -93,8 +96,8 @@ class App:
         self.draining = False
         self._over = False
         self.max_connections = settings.max_connections
-        self.connections: set[Connection] = set()
-        self.operators: set[Connection] = set()
+        self.connections: set[ClientConnection] = set()
+        self.operators: set[ClientConnection] = set()
         """Connections of the admin port: they keep nobody out, and the end does not wait for them."""
         self.handshakes: set[TlsProtocol] = set()
         """Connections that are not ready to speak HTTP yet."""
@@ -135,7 +138,7 @@ class App:
 
     # --- Host, for connections ---------------------------------------------------------------------------
 
-    def connection_opened(self, connection: Connection) -> None:
+    def connection_opened(self, connection: ClientConnection) -> None:
         if connection.operator:
             self.operators.add(connection)
             return
@@ -143,7 +146,7 @@ class App:
         if self._empty is not None:
             self._empty.clear()
 
-    def connection_closed(self, connection: Connection) -> None:
+    def connection_closed(self, connection: ClientConnection) -> None:
         if connection.operator:
             self.operators.discard(connection)
             if self._admin is not None:
@@ -164,10 +167,13 @@ class App:
             if self._listener is not None:
                 self._listener.connection_closed()
 
-    def refusal(self, connection: Connection, error: ProtocolViolation) -> bytes:
+    def broken(self, error: ProtocolViolation) -> None:
+        self.counts.refused(error)
+
+    def refusal(self, connection: Channel, error: ProtocolViolation) -> bytes:
         return error_answer(connection.codec, error)
 
-    async def answer(self, connection: Connection, head: RequestHead) -> bool:
+    async def answer(self, connection: Channel, head: RequestHead) -> bool:
         """Answer one request; whatever goes wrong, it goes wrong for this connection alone."""
         exchange = Exchange(connection, head)
         del head
@@ -212,7 +218,7 @@ class App:
     def _tls_context(self) -> ssl.SSLContext | None:
         certfile, keyfile = self.settings.ssl_certfile, self.settings.ssl_keyfile
         if certfile is not None:
-            return server_context(certfile, keyfile)
+            return server_context(certfile, keyfile, http2=self.settings.http2_enabled)
         if keyfile is not None:
             raise SettingsError("ssl_keyfile needs ssl_certfile: a key alone is no certificate")
         return None
@@ -226,7 +232,20 @@ class App:
         loop = asyncio.get_running_loop()
         if self.tls is None:
             return Connection(self, loop, accepted)
-        return TlsProtocol(self, self.settings, self.tls, loop, lambda: Connection(self, loop, accepted))
+
+        def agreed(protocol: str | None) -> Link:
+            return (Http2Connection if protocol == "h2" else Connection)(self, loop, accepted)
+
+        return TlsProtocol(self, self.settings, self.tls, loop, agreed)
+
+    def speaks_http2(self, connection: Connection, first: bytes) -> None:
+        """A client that speaks HTTP/2 without having asked (RFC 9113 §3.3): it is spoken to in kind."""
+        self.connection_closed(connection)
+        http2 = Http2Connection(self, connection.loop, connection.accepted, operator=connection.operator)
+        http2.predecessor = connection
+        connection.transport.set_protocol(http2)
+        http2.connection_made(connection.transport)
+        http2.data_received(first)
 
     async def start(self) -> None:
         """Listen and accept. Raises OSError, naming the address, when that cannot be."""
@@ -359,7 +378,7 @@ class App:
         if tasks:
             await asyncio.wait(tasks, timeout=self.settings.cancel_timeout)
 
-    def _ends(self, connection: Connection) -> bool:
+    def _ends(self, connection: Channel) -> bool:
         """Is whoever came in by this connection about to be sent away?"""
         return self._over if connection.operator else self.draining
 

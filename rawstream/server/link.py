@@ -275,6 +275,11 @@ class Link(asyncio.Protocol):
     # --- levels ----------------------------------------------------------------------------------------------
 
     @property
+    def accepted(self) -> socket.socket | None:
+        """The socket itself, where it is known."""
+        return self._accepted
+
+    @property
     def kept(self) -> int:
         """Bytes that the client sent and nobody has asked for yet."""
         return self._unread

@@ -249,6 +249,15 @@ class Settings:
         "seconds",
         "Close a connection that has been idle this long between requests (nginx: 75 s).",
     )
+    http2: bool | None = _setting(
+        None,
+        "Requests",
+        "flag",
+        "Speak HTTP/2 to clients that want it (ALPN over TLS, prior knowledge without); default: yes.",
+    )
+    http2_streams: int = _setting(
+        100, "Requests", "count", "Streams at a time on one HTTP/2 connection (its SETTINGS_MAX_CONCURRENT_STREAMS)."
+    )
     surplus: int = _setting(
         16 * KiB,
         "Requests",
@@ -323,6 +332,10 @@ class Settings:
     def has_users(self) -> bool:
         """False: everybody may ask."""
         return bool(self.users) or self.user_header is not None
+
+    @property
+    def http2_enabled(self) -> bool:
+        return self.http2 is not False
 
     @property
     def lab_enabled(self) -> bool:
