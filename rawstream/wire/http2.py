@@ -253,15 +253,13 @@ class Http2:
         """May the answer go on?"""
         return stream in self._open
 
-    def head(self, stream: int, status: int, headers: Sequence[tuple[str, str]], *, end: bool) -> None:
-        """The answer's head; ``end``: and all of it. Does nothing where the peer has given the stream up."""
+    def head(self, stream: int, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        """The answer's head. Does nothing where the peer has given the stream up."""
         if stream not in self._open:
             return
         fields = [(":status", str(status))]
         fields += [(name.lower(), value) for name, value in headers if name.lower() not in _NOT_SENT]
-        self._h2.send_headers(stream, fields, end_stream=end)
-        if end:
-            self._open.discard(stream)
+        self._h2.send_headers(stream, fields)
 
     def room(self, stream: int) -> int:
         """Bytes of DATA that may be written now: the stream's window and the connection's, one frame at most."""
