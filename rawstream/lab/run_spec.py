@@ -14,6 +14,7 @@ from rawstream.server.channel import Channel, ClientConnection
 from rawstream.server.connection import Connection
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
+from rawstream.wire.http2_frames import Http2Violation
 
 _LaneName = Literal["whole", "eager", "drain", "rawstream"]
 _Bytes = Annotated[int, msgspec.Meta(ge=0, le=64 * 1024 * 1024)]
@@ -89,8 +90,8 @@ class TunedHost:
     def refusal(self, channel: Channel, error: ProtocolViolation) -> bytes:
         return self._app.refusal(channel, error)
 
-    def broken(self, error: ProtocolViolation) -> None:
-        self._app.broken(error)
+    def broken(self, violation: Http2Violation) -> None:
+        self._app.broken(violation)
 
     def speaks_http2(self, connection: Connection, first: bytes) -> None:
         self._app.speaks_http2(connection, first)

@@ -46,6 +46,7 @@ from rawstream.server.streams import Streams
 from rawstream.server.tls import TlsProtocol, server_context
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
+from rawstream.wire.http2_frames import Http2Violation
 
 log = logging.getLogger("rawstream")
 
@@ -167,8 +168,8 @@ class App:
             if self._listener is not None:
                 self._listener.connection_closed()
 
-    def broken(self, error: ProtocolViolation) -> None:
-        self.counts.refused(error)
+    def broken(self, violation: Http2Violation) -> None:
+        self.counts.broken(violation)
 
     def refusal(self, connection: Channel, error: ProtocolViolation) -> bytes:
         return error_answer(connection.codec, error)
@@ -218,7 +219,7 @@ class App:
     def _tls_context(self) -> ssl.SSLContext | None:
         certfile, keyfile = self.settings.ssl_certfile, self.settings.ssl_keyfile
         if certfile is not None:
-            return server_context(certfile, keyfile, http2=self.settings.http2_enabled)
+            return server_context(certfile, keyfile, http2=self.settings.http2 is not False)
         if keyfile is not None:
             raise SettingsError("ssl_keyfile needs ssl_certfile: a key alone is no certificate")
         return None
@@ -239,13 +240,8 @@ class App:
         return TlsProtocol(self, self.settings, self.tls, loop, agreed)
 
     def speaks_http2(self, connection: Connection, first: bytes) -> None:
-        """A client that speaks HTTP/2 without having asked (RFC 9113 §3.3): it is spoken to in kind."""
         self.connection_closed(connection)
-        http2 = Http2Connection(self, connection.loop, connection.accepted, operator=connection.operator)
-        http2.predecessor = connection
-        connection.transport.set_protocol(http2)
-        http2.connection_made(connection.transport)
-        http2.data_received(first)
+        Http2Connection.take_over(self, connection, first)
 
     async def start(self) -> None:
         """Listen and accept. Raises OSError, naming the address, when that cannot be."""

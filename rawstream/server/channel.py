@@ -10,7 +10,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Coroutine
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rawstream.errors import ProtocolViolation
 from rawstream.limits.users import User
@@ -18,6 +18,22 @@ from rawstream.server.link import READ, Link
 from rawstream.settings import Settings
 from rawstream.wire.codec import Codec
 from rawstream.wire.guard import RequestHead
+from rawstream.wire.http2_frames import Http2Violation
+
+
+class Http2Levels(NamedTuple):
+    """How much one stream of HTTP/2 may send now, in bytes."""
+
+    stream: int
+    """Its number."""
+    window: int
+    """Its own; negative where the client has made it smaller meanwhile."""
+    connection_window: int
+    """All streams' together."""
+
+    @property
+    def shut(self) -> bool:
+        return self.window <= 0 or self.connection_window <= 0
 
 
 class ClientConnection(Protocol):
@@ -50,8 +66,8 @@ class Host(Protocol):
         """The answer to bytes that never became a request."""
         ...
 
-    def broken(self, error: ProtocolViolation) -> None:
-        """A connection broke its protocol, and was cut without an answer."""
+    def broken(self, violation: Http2Violation) -> None:
+        """A client broke the rules of HTTP/2, and its stream or its connection was cut."""
         ...
 
 
@@ -82,6 +98,10 @@ class Channel(Link):
     def codec(self) -> Codec:
         """What the requests and answers are spoken in."""
         raise NotImplementedError
+
+    def levels(self) -> Http2Levels | None:
+        """What HTTP/2's windows allow; None: there are none."""
+        return None
 
     async def read_some(self) -> bytes:
         """Bytes from the client; b'' at the end. Raises what a deadline set."""

@@ -84,7 +84,7 @@ class Connection(Channel):
                 self._first = data
                 return
             self._begun, self._first = True, b""
-            if data.startswith(_PRI) and self.settings.http2_enabled:
+            if data.startswith(_PRI) and self.settings.http2 is not False:
                 self._handed_over = True
                 self._deadline.close()
                 self.task.cancel()

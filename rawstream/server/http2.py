@@ -4,8 +4,10 @@ Rule 1: a stream may write when its window, the connection's window and the sock
         has none, the stream waits, and with it its source; the others do not notice.
 Rule 2: what a stream could not write yet is bounded by the same marks as a whole HTTP/1.1 connection's, and lies with
         the stream; the connection itself holds one write's worth.
-Rule 3: streams that have something to write take turns, a frame each.
-Rule 4: control frames do not wait behind data, and are bounded: who makes us say too much is cut.
+Rule 3: streams that have something to write take turns, a frame of at most ``_TURN`` bytes each. What they have in one
+        turn of the loop leaves in one write.
+Rule 4: control frames and heads do not wait behind data, and are bounded: who makes us say too much is cut.
+Rule 5: who breaks the rules is told so (GOAWAY), and not heard any more.
 """
 
 from __future__ import annotations
@@ -19,21 +21,38 @@ from typing import Final
 
 from h2.errors import ErrorCodes
 
-from rawstream.errors import ClientDisconnected, RawstreamError
-from rawstream.server.channel import Host
+from rawstream.errors import ClientDisconnected, ClientMisbehaved, RawstreamError
+from rawstream.server.channel import Channel, Host, Http2Levels
 from rawstream.server.http2_stream import Http2Stream, StreamTransport
 from rawstream.server.link import Link
 from rawstream.wire.guard import HeadLimits
-from rawstream.wire.http2 import Began, Body, Complete, Gone, Http2, Http2Violation, Limits, Opened, Reset
+from rawstream.wire.http2 import Began, Body, Gone, Happening, Http2, Limits, Opened, Refused, Reset
+from rawstream.wire.http2_frames import Http2Violation
 
 _MOST_CONTROL: Final = 64 * 1024
 """Bytes of control frames and heads that may wait for a peer that does not read."""
+_MOST_UNHEARD: Final = 1024 * 1024
+"""Bytes that are read and thrown away after the GOAWAY to one who broke the rules, so that it reaches him: closing with
+bytes unread would reset the connection."""
+_TURN: Final = 4 * 1024
+"""Most bytes of one stream's frame while others wait."""
 
 
 class Http2Connection(Link):
     """A link that speaks HTTP/2."""
 
-    __slots__ = ("_farewell", "_http2", "_queue", "_streams", "host", "operator", "predecessor", "task")
+    __slots__ = (
+        "_due",
+        "_farewell",
+        "_http2",
+        "_queue",
+        "_streams",
+        "_unheard",
+        "host",
+        "operator",
+        "predecessor",
+        "task",
+    )
 
     def __init__(
         self,
@@ -51,10 +70,23 @@ class Http2Connection(Link):
         self._streams: dict[int, Http2Stream] = {}
         self._queue: deque[StreamTransport] = deque()
         """Those that have something to write, in turn."""
+        self._due = False
+        """Is ``_pump`` about to run?"""
         self._farewell = False
+        """Nothing more begins."""
+        self._unheard = 0
         settings = host.settings
         head = HeadLimits(settings.max_head, settings.max_request_line, settings.max_fields, settings.max_body)
         self._http2 = Http2(Limits(head, settings.http2_streams), monotonic())
+
+    @classmethod
+    def take_over(cls, host: Host, connection: Channel, first: bytes) -> None:
+        """``connection`` began with ``first``, which is HTTP/2: spoken without having been asked (RFC 9113 §3.3)."""
+        http2 = cls(host, connection.loop, connection.accepted, operator=connection.operator)
+        http2.predecessor = connection
+        connection.transport.set_protocol(http2)
+        http2.connection_made(connection.transport)
+        http2.data_received(first)
 
     # --- what the transport tells us
 
@@ -62,33 +94,34 @@ class Http2Connection(Link):
         super().connection_made(transport)
         self.host.connection_opened(self)
         self.task = self.loop.create_task(self._live(), name="http2")
-        self._say()
         self._rest(self.settings.head_timeout)
+        self._pump()
 
     def data_received(self, data: bytes) -> None:
         if self.gate.reason is not None:
+            self._unheard += len(data)
+            if self._unheard > _MOST_UNHEARD:
+                self.transport.abort()
             return
         try:
-            happened = self._http2.receive(data, monotonic())
+            for one in self._http2.receive(data, monotonic()):
+                self._take(one)
         except Http2Violation as violation:
-            self._say()
-            self.host.broken(violation)
-            self.lose(violation)
+            self._break_off(violation)
             return
-        for one in happened:
-            self._take(one)
-        self._say()
         self._pump()
 
     def eof_received(self) -> bool:
-        self.lose(ClientDisconnected("the client closed the connection"))
+        if self.gate.reason is None:
+            self.lose(ClientDisconnected("the client closed the connection"))
+        else:
+            self.transport.abort()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         for stream in list(self._streams.values()):
-            transport = stream.lane
-            transport.lost(exc)
+            stream.lane.lost(exc)
         self._streams.clear()
         self._queue.clear()
         self.host.connection_closed(self)
@@ -96,7 +129,7 @@ class Http2Connection(Link):
     def _lost(self, reason: RawstreamError) -> None:
         super()._lost(reason)
         for stream in list(self._streams.values()):
-            stream._lost(self.gate.reason or reason)
+            stream.lost(self.gate.reason or reason)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -104,31 +137,31 @@ class Http2Connection(Link):
 
     # --- what happens
 
-    def _take(self, one: Began | Body | Complete | Opened | Reset | Gone) -> None:
+    def _take(self, one: Happening) -> None:
         if isinstance(one, Began):
             self._begin(one)
-        elif isinstance(one, Body):
-            stream = self._streams.get(one.stream)
-            # Padding, and what nobody waits for any more, is given back at once; the rest as it is read.
-            self._http2.consumed(one.stream, one.size - (len(one.data) if stream is not None else 0))
-            if stream is not None and one.data:
-                stream.codec.arrived(one.data)
-                stream.data_received(b"\0")
-        elif isinstance(one, Complete):
-            stream = self._streams.get(one.stream)
-            if stream is not None:
-                stream.codec.ended()
-                stream.data_received(b"\0")
         elif isinstance(one, Opened):
             self._reopened(one.stream)
+        elif isinstance(one, Gone):
+            if one.error:
+                self.lose(ClientDisconnected("the client closed the connection"))
+            else:
+                self._farewell = True
+                self._rest_if_idle()
+        elif isinstance(one, Refused):
+            self.host.broken(one.fault)
+            self._drop(one.stream, ClientMisbehaved(str(one.fault), detail=one.fault.detail))
         elif isinstance(one, Reset):
-            stream = self._streams.pop(one.stream, None)
-            if stream is not None:
-                stream._lost(ClientDisconnected("the client gave its stream up"))
-                stream.lane.lost(None)
-            self._rest_if_idle()
+            self._drop(one.stream, ClientDisconnected("the client gave its stream up"))
         else:
-            self.lose(ClientDisconnected("the client closed the connection"))
+            stream = self._streams.get(one.stream)
+            if stream is None:
+                return
+            if isinstance(one, Body):
+                stream.codec.arrived(one.data)
+            else:
+                stream.codec.ended()
+            stream.news()
 
     def _begin(self, began: Began) -> None:
         if self._farewell:
@@ -138,87 +171,137 @@ class Http2Connection(Link):
         stream = self._streams[began.stream] = Http2Stream(self, began.stream, began.head)
         stream.begin(began.head, began.fault)
 
+    def _drop(self, number: int, reason: RawstreamError) -> None:
+        """A stream is over; the peer knows."""
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            stream.lost(reason)
+            stream.lane.lost(None)
+            self._rest_if_idle()
+
     def _reopened(self, number: int) -> None:
         """There may be room on one stream, or on all."""
-        for stream in [self._streams[number]] if number in self._streams else list(self._streams.values()):
-            transport = stream.lane
-            if transport.pending or transport.ending:
-                self._queue_up(transport)
+        if number:
+            stream = self._streams.get(number)
+            if stream is not None and stream.lane.pending:
+                self._queue_up(stream.lane)
+        else:
+            for stream in self._streams.values():
+                if stream.lane.pending:
+                    self._queue_up(stream.lane)
 
     # --- writing
 
     def begin_answer(self, number: int, status: int, headers: Sequence[tuple[str, str]]) -> None:
         """The head of a stream's answer."""
         self._http2.head(number, status, headers)
-        self._say()
+        self._pump_soon()
 
     def consumed(self, number: int, size: int) -> None:
         """Bytes of a request's body were read."""
         self._http2.consumed(number, size)
-        self._say()
+        self._pump_soon()
 
     def has_something(self, lane: StreamTransport) -> None:
         """A stream has something to write, or its end to say."""
         self._queue_up(lane)
-        self._pump()
+        if not self._due:
+            self._due = True
+            self.loop.call_soon(self._pump)
+
+    def levels(self, number: int) -> Http2Levels:
+        """What the windows allow."""
+        return Http2Levels(number, self._http2.stream_window(number), self._http2.window)
+
+    def _pump_soon(self) -> None:
+        """After this turn of the loop, so that all that it brings leaves together."""
+        if not self._due:
+            self._due = True
+            self.loop.call_soon(self._pump)
 
     def _queue_up(self, lane: StreamTransport) -> None:
         if not lane.waits:
             lane.waits = True
-            self._queue.append(lane)
+            if lane.pending:
+                self._queue.append(lane)
+            else:
+                self._queue.appendleft(lane)  # an end needs no window, and waits for nobody who does
 
     def _pump(self) -> None:
-        """Write what there is room for, a frame from each stream in turn."""
-        queue, http2 = self._queue, self._http2
-        while queue:
-            allowed = self.room
-            if allowed <= 0:
-                return  # the transport is full: ``resume_writing`` comes back here
-            transport = queue.popleft()
-            transport.waits = False
-            pending = transport.pending
-            room = min(http2.room(transport.number), max(allowed, self.settings.write_low))
-            part = bytes(pending[:room])
-            ends = transport.ending and len(part) == len(pending)
-            if not part and not (ends and http2.is_open(transport.number)):
-                continue  # no window: ``Opened`` comes back here
-            del pending[: len(part)]
-            http2.data(transport.number, part, end=ends)
-            self.write(http2.to_send())
-            if ends:
-                self._over(transport)
-            elif pending:
-                transport.waits = True
-                queue.append(transport)
-            transport.judge()
+        """Write what must be said, and what there is room for, a frame from each stream in turn."""
+        self._due = False
+        if self.gate.reason is not None:
+            return
+        control = self._http2.to_send()
+        if control and self.transport.get_write_buffer_size() + len(control) > _MOST_CONTROL:
+            self.host.broken(Http2Violation("unread", "the peer does not read what it makes us say"))
+            self.lose(ClientMisbehaved("the client does not read what it makes us say"))
+            return
+        frames = [control] if control else []
+        served: list[StreamTransport] = []
+        self._fill(frames, served)
+        if frames:
+            self.write(b"".join(frames) if len(frames) > 1 else frames[0])
+        for lane in served:
+            lane.judge()
+            if lane.ended:
+                self._over(lane)
+        if self._queue and self.room > 0 and self._http2.window > 0:
+            self._pump_soon()  # the kernel took it all
 
-    def _over(self, transport: StreamTransport) -> None:
+    def _fill(self, frames: list[bytes], served: list[StreamTransport]) -> None:
+        queue, http2 = self._queue, self._http2
+        allowed = self.room if queue else 0
+        while queue and allowed > 0:
+            lane = queue[0]
+            pending = lane.pending
+            room = http2.room(lane.number)
+            if pending and not room and http2.window <= 0 and http2.is_open(lane.number):
+                return  # nobody may: they keep their turns
+            queue.popleft()
+            lane.waits = False
+            # Not less than the low-water mark: there would be no end of ever smaller frames.
+            part = bytes(pending[: min(room, _TURN, max(allowed, self.settings.write_low))])
+            ends = lane.ending and len(part) == len(pending)
+            if not http2.is_open(lane.number) or not (part or ends):
+                continue  # it is over, or its window is shut: ``Opened`` comes back for it
+            del pending[: len(part)]
+            lane.ended = ends
+            frames.append(http2.data(lane.number, part, end=ends))
+            allowed -= len(frames[-1])
+            served.append(lane)
+            if pending:
+                lane.waits = True
+                queue.append(lane)
+
+    def _over(self, lane: StreamTransport) -> None:
         """A stream's answer is written. What its client still sends is of no interest (RFC 9113 §8.1)."""
-        stream = self._streams.pop(transport.number, None)
-        if stream is not None and not stream.codec.body_complete:
-            self._http2.reset(transport.number, ErrorCodes.NO_ERROR)
-            self._say()
-        transport.lost(None)
+        stream = self._streams.pop(lane.number, None)
+        if stream is not None and not stream.codec.whole:
+            self._http2.reset(lane.number, ErrorCodes.NO_ERROR)
+            self._pump_soon()
+        lane.lost(None)
         self._rest_if_idle()
 
     def give_up(self, number: int, code: ErrorCodes) -> None:
         """A stream of ours ends before its end."""
         if self._streams.pop(number, None) is not None:
             self._http2.reset(number, code)
-            if self.gate.reason is None:
-                self._say()
+            self._pump_soon()
             self._rest_if_idle()
 
-    def _say(self) -> None:
-        """Control frames: they wait for nobody, and are bounded."""
-        if frames := self._http2.to_send():
-            if self.transport.get_write_buffer_size() > _MOST_CONTROL:
-                self.lose(Http2Violation("the peer does not read what it makes us say"))
-                return
-            self.written += len(frames)
-            self.transport.write(frames)
-
     # --- ends
+
+    def _break_off(self, violation: Http2Violation) -> None:
+        """Say why, hear nothing more, and go: never longer than ``flush_timeout``."""
+        self.host.broken(violation)
+        self._lost(ClientMisbehaved(str(violation), detail=violation.detail))
+        if self.transport.get_write_buffer_size() > _MOST_CONTROL:
+            self.transport.abort()
+            return
+        self.transport.write(self._http2.to_send())
+        self.set_deadline(monotonic() + self.settings.flush_timeout, self.transport.abort)
+        self.transport.write_eof()
 
     def _rest(self, seconds: float) -> None:
         self.set_deadline(monotonic() + seconds, self.close_if_idle)
@@ -226,21 +309,20 @@ class Http2Connection(Link):
     def _rest_if_idle(self) -> None:
         if not self._streams and self.gate.reason is None:
             if self._farewell or self.host.draining:
-                self.close_if_idle()
+                self._pump_soon()  # what was said last leaves first
+                self.loop.call_soon(self.close_if_idle)
             else:
                 self._rest(self.settings.keepalive_timeout)
 
     def close_if_idle(self) -> None:
         """Nothing more begins (GOAWAY); when the last stream has ended, the connection does."""
-        if self.gate.reason is not None:
+        if self.gate.reason is not None or self.transport.is_closing():
             return
         if not self._farewell:
             self._farewell = True
-            self.transport.write(self._http2.farewell())
+            self.write(self._http2.farewell())
         if not self._streams:
-            self.clear_deadline()
-            if self.transport.get_write_buffer_size():
-                self.set_deadline(monotonic() + self.settings.flush_timeout, self.transport.abort)
+            self.set_deadline(monotonic() + self.settings.flush_timeout, self.transport.abort)
             self.transport.close()
 
     async def _live(self) -> None:

@@ -17,7 +17,7 @@ from h2.errors import ErrorCodes
 
 from rawstream.errors import ProtocolViolation, RawstreamError
 from rawstream.flow import kernel
-from rawstream.server.channel import Channel, Host
+from rawstream.server.channel import Channel, Host, Http2Levels
 from rawstream.server.connection import BEFORE_THE_CUT
 from rawstream.server.exchange import Exchange
 from rawstream.server.link import SecuredTransport
@@ -55,11 +55,27 @@ class Parent(Protocol):
         """A stream of ours ends before its end."""
         ...
 
+    def levels(self, number: int) -> Http2Levels:
+        """What the windows allow."""
+        ...
+
 
 class StreamTransport(asyncio.Transport):
     """Where one stream writes. Bytes that have no room yet wait here."""
 
-    __slots__ = ("_closed", "_high", "_low", "_paused", "connection", "ending", "number", "pending", "stream", "waits")
+    __slots__ = (
+        "_closed",
+        "_high",
+        "_low",
+        "_paused",
+        "connection",
+        "ended",
+        "ending",
+        "number",
+        "pending",
+        "stream",
+        "waits",
+    )
 
     def __init__(self, connection: Parent, number: int, stream: Http2Stream) -> None:
         self.connection = connection
@@ -68,6 +84,8 @@ class StreamTransport(asyncio.Transport):
         self.pending = bytearray()
         self.ending = False
         """Nothing follows what is pending: the stream ends with it."""
+        self.ended = False
+        """It has ended: all was given to the connection."""
         self.waits = False
         """Is it in the queue of those that have something to write?"""
         self._closed = False
@@ -186,6 +204,11 @@ class StreamCodec:
         return sum(map(len, self._body))
 
     @property
+    def whole(self) -> bool:
+        """Has all of the request come?"""
+        return self._whole
+
+    @property
     def body_complete(self) -> bool:
         return self._whole and not self._body
 
@@ -251,6 +274,17 @@ class Http2Stream(Channel):
     def begin(self, head: RequestHead, fault: ProtocolViolation | None) -> None:
         """Answer the request."""
         self.task = self.loop.create_task(self._answer(head, fault), name="stream")
+
+    def news(self) -> None:
+        """More of the request has come, or its end."""
+        self.data_received(b"\0")
+
+    def lost(self, reason: RawstreamError) -> None:
+        """The stream is gone, for ``reason``."""
+        self._lost(reason)
+
+    def levels(self) -> Http2Levels | None:
+        return self.parent.levels(self._transport.number)
 
     def unwritten(self) -> tuple[int, int]:
         """Of all that was written: bytes that had room to leave, and bytes that wait for it."""

@@ -286,6 +286,12 @@ class Link(asyncio.Protocol):
 
     @property
     def sock(self) -> kernel.SocketLike | None:
+        """Its own socket, which the kernel's figures are of; None: there is none, or it is shared with others."""
+        return self.peer_sock
+
+    @property
+    def peer_sock(self) -> kernel.SocketLike | None:
+        """The socket that the client is at the other end of, shared with others or not."""
         return cast("kernel.SocketLike | None", self.transport.get_extra_info("socket"))
 
     def kernel_queue(self) -> kernel.KernelQueue | None:

@@ -26,7 +26,7 @@ from h2.events import (
     StreamReset,
 )
 from h2.exceptions import StreamClosedError
-from h2.settings import SettingCodes
+from h2.settings import SettingCodes, Settings
 
 from tests.support.raw import data_lines
 
@@ -96,7 +96,7 @@ class Http2Client:
             self.sock = secured = tls.wrap_socket(sock, server_hostname="localhost")
             assert secured.selected_alpn_protocol() == "h2"
         self.h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
-        self.h2.local_settings.update({SettingCodes.INITIAL_WINDOW_SIZE: window})
+        self.h2.local_settings = Settings(client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: window})
         self.h2.initiate_connection()
         if window > 65_535:
             self.h2.increment_flow_control_window(window - 65_535)
