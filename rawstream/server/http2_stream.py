@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from h2.errors import ErrorCodes
 
-from rawstream.errors import ProtocolViolation, RawstreamError
+from rawstream.errors import ClientDisconnected, ProtocolViolation, RawstreamError
 from rawstream.flow import kernel
 from rawstream.server.channel import Channel, Host, Http2Levels
 from rawstream.server.connection import BEFORE_THE_CUT
@@ -297,8 +297,10 @@ class Http2Stream(Channel):
         return None
 
     async def read_some(self) -> bytes:
-        """News of the request's body; b'' at its end. Raises what a deadline set."""
+        """News of the request's body. Raises what a deadline set, and what ended the stream."""
         data = await self.reader.read(_BODY)
+        if not data:  # its end comes as news: this is the stream's
+            raise self.gate.reason or ClientDisconnected("the client gave its stream up")
         self._unread -= len(data)
         return data
 
