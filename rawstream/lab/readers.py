@@ -85,7 +85,7 @@ class Reader:
         while self.connection is None:
             for connection in self._app.connections:
                 peer = connection.transport.get_extra_info("peername")
-                if (peer[:2] if isinstance(peer, tuple) else peer) == own:
+                if (peer[:2] if isinstance(peer, tuple) else peer) == own and isinstance(connection, Connection):
                     self.connection = connection
                     break
             else:

@@ -10,9 +10,11 @@ import msgspec
 
 from rawstream.errors import BadRequest, ProtocolViolation
 from rawstream.server.app import App
+from rawstream.server.channel import Channel, ClientConnection
 from rawstream.server.connection import Connection
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
+from rawstream.wire.http2_frames import Http2Violation
 
 _LaneName = Literal["whole", "eager", "drain", "rawstream"]
 _Bytes = Annotated[int, msgspec.Meta(ge=0, le=64 * 1024 * 1024)]
@@ -76,17 +78,23 @@ class TunedHost:
     def draining(self, value: bool) -> None:
         self._app.draining = value
 
-    def connection_opened(self, connection: Connection) -> None:
+    def connection_opened(self, connection: ClientConnection) -> None:
         self._app.connection_opened(connection)
 
-    def connection_closed(self, connection: Connection) -> None:
+    def connection_closed(self, connection: ClientConnection) -> None:
         self._app.connection_closed(connection)
 
-    def answer(self, connection: Connection, head: RequestHead) -> Coroutine[Any, Any, bool]:
-        return self._app.answer(connection, head)
+    def answer(self, channel: Channel, head: RequestHead) -> Coroutine[Any, Any, bool]:
+        return self._app.answer(channel, head)
 
-    def refusal(self, connection: Connection, error: ProtocolViolation) -> bytes:
-        return self._app.refusal(connection, error)
+    def refusal(self, channel: Channel, error: ProtocolViolation) -> bytes:
+        return self._app.refusal(channel, error)
+
+    def broken(self, violation: Http2Violation) -> None:
+        self._app.broken(violation)
+
+    def speaks_http2(self, connection: Connection, first: bytes) -> None:
+        self._app.speaks_http2(connection, first)
 
 
 def tuned(settings: Settings, spec: RunSpec) -> Settings:

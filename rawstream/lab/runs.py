@@ -271,7 +271,8 @@ class Run:
         """A stream began. If it is one of ours, it is ours from its first moment."""
         for stream in self._app.streams:
             if stream.public_id == stream_id:
-                found = self._of.get(stream.exchange.connection)
+                connection = stream.exchange.connection
+                found = self._of.get(connection) if isinstance(connection, Connection) else None
                 if found is not None:
                     lane, reader = found
                     reader.stream = stream

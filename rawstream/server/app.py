@@ -24,6 +24,7 @@ from rawstream.limits.redis_link import RedisLink
 from rawstream.model import Observer, Source, Tracing
 from rawstream.server.access import Access, users_of
 from rawstream.server.balance import Balance
+from rawstream.server.channel import Channel, ClientConnection
 from rawstream.server.connection import Connection
 from rawstream.server.counts import Counts
 from rawstream.server.endpoints.chat import ChatEndpoints
@@ -36,6 +37,8 @@ from rawstream.server.endpoints.streams import StreamEndpoints
 from rawstream.server.endpoints.ui_chat import UIChatEndpoints
 from rawstream.server.exchange import Exchange, error_answer
 from rawstream.server.governor import Governor
+from rawstream.server.http2 import Http2Connection
+from rawstream.server.link import Link
 from rawstream.server.listener import Listener, listen, listen_at
 from rawstream.server.logs import StreamLog
 from rawstream.server.metrics import Metrics
@@ -44,6 +47,7 @@ from rawstream.server.streams import Streams
 from rawstream.server.tls import TlsProtocol, server_context
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
+from rawstream.wire.http2_frames import Http2Violation
 
 log = logging.getLogger("rawstream")
 
@@ -99,8 +103,8 @@ class App:
         self.max_connections = settings.max_connections
         self.retiring = False
         """Another process accepts in our place."""
-        self.connections: set[Connection] = set()
-        self.operators: set[Connection] = set()
+        self.connections: set[ClientConnection] = set()
+        self.operators: set[ClientConnection] = set()
         """Connections of the admin port: they keep nobody out, and the end does not wait for them."""
         self.handshakes: set[TlsProtocol] = set()
         """Connections that are not ready to speak HTTP yet."""
@@ -145,7 +149,7 @@ class App:
 
     # --- Host, for connections ---------------------------------------------------------------------------
 
-    def connection_opened(self, connection: Connection) -> None:
+    def connection_opened(self, connection: ClientConnection) -> None:
         if connection.operator:
             self.operators.add(connection)
             return
@@ -153,7 +157,7 @@ class App:
         if self._empty is not None:
             self._empty.clear()
 
-    def connection_closed(self, connection: Connection) -> None:
+    def connection_closed(self, connection: ClientConnection) -> None:
         if connection.operator:
             self.operators.discard(connection)
             if self._admin is not None:
@@ -174,10 +178,13 @@ class App:
             if self._listener is not None:
                 self._listener.connection_closed()
 
-    def refusal(self, connection: Connection, error: ProtocolViolation) -> bytes:
+    def broken(self, violation: Http2Violation) -> None:
+        self.counts.broken(violation)
+
+    def refusal(self, connection: Channel, error: ProtocolViolation) -> bytes:
         return error_answer(connection.codec, error)
 
-    async def answer(self, connection: Connection, head: RequestHead) -> bool:
+    async def answer(self, connection: Channel, head: RequestHead) -> bool:
         """Answer one request; whatever goes wrong, it goes wrong for this connection alone."""
         exchange = Exchange(connection, head)
         del head
@@ -222,7 +229,7 @@ class App:
     def _tls_context(self) -> ssl.SSLContext | None:
         certfile, keyfile = self.settings.ssl_certfile, self.settings.ssl_keyfile
         if certfile is not None:
-            return server_context(certfile, keyfile)
+            return server_context(certfile, keyfile, http2=self.settings.http2 is not False)
         if keyfile is not None:
             raise SettingsError("ssl_keyfile needs ssl_certfile: a key alone is no certificate")
         return None
@@ -236,7 +243,15 @@ class App:
         loop = asyncio.get_running_loop()
         if self.tls is None:
             return Connection(self, loop, accepted)
-        return TlsProtocol(self, self.settings, self.tls, loop, lambda: Connection(self, loop, accepted))
+
+        def agreed(protocol: str | None) -> Link:
+            return (Http2Connection if protocol == "h2" else Connection)(self, loop, accepted)
+
+        return TlsProtocol(self, self.settings, self.tls, loop, agreed)
+
+    def speaks_http2(self, connection: Connection, first: bytes) -> None:
+        self.connection_closed(connection)
+        Http2Connection.take_over(self, connection, first)
 
     async def start(self) -> None:
         """Listen and accept. Raises OSError, naming the address, when that cannot be."""
@@ -396,7 +411,7 @@ class App:
         if tasks:
             await asyncio.wait(tasks, timeout=self.settings.cancel_timeout)
 
-    def _ends(self, connection: Connection) -> bool:
+    def _ends(self, connection: Channel) -> bool:
         """Is whoever came in by this connection about to be sent away?"""
         return self._over if connection.operator else self.draining
 

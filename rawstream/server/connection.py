@@ -9,80 +9,95 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from time import monotonic
 from typing import Any, Final, Protocol
 
 from rawstream.errors import ProtocolViolation, RawstreamError
-from rawstream.limits.users import User
-from rawstream.server.link import READ, Link, nothing
-from rawstream.settings import Settings
+from rawstream.server.channel import Channel, Host
+from rawstream.server.link import nothing
 from rawstream.wire.http1 import RequestHead, ServerCodec
 
-_BEFORE_THE_CUT: Final = 0.1
+BEFORE_THE_CUT: Final = 0.1
 """Seconds between what a failing stream says last and the cut. Chromium drops what its page has not read when a body is
 cut: without a pause 17 of 20 in-stream errors were lost, with 2 ms none; and the last tokens of plain text."""
-
-
-class Host(Protocol):
-    """What a connection needs of the server it belongs to."""
-
-    settings: Settings
-    draining: bool
-
-    def connection_opened(self, connection: Connection) -> None: ...
-
-    def connection_closed(self, connection: Connection) -> None: ...
-
-    def answer(self, connection: Connection, head: RequestHead) -> Coroutine[Any, Any, bool]:
-        """Answer one request. True when the connection may serve another one."""
-        ...
-
-    def refusal(self, connection: Connection, error: ProtocolViolation) -> bytes:
-        """The answer to bytes that never became a request."""
-        ...
 
 
 class _Quiet(Exception):
     """Close without a word: the time of a connection that asks for nothing is up."""
 
 
-class Connection(Link):
+class Http1Host(Host, Protocol):
+    """A server that speaks HTTP/2, too."""
+
+    def speaks_http2(self, connection: Connection, first: bytes) -> None:
+        """``connection`` began with ``first``, which is HTTP/2's: from now on it is somebody else's."""
+        ...
+
+
+_PRI: Final = b"PRI"
+"""HTTP/2 begins so, and no method of HTTP/1.1 does (RFC 9113 §3.4)."""
+
+
+class Connection(Channel):
     """A link that speaks HTTP/1.1."""
 
-    __slots__ = ("_cut", "_served", "codec", "host", "operator", "task", "user")
+    __slots__ = ("_begun", "_codec", "_first", "_handed_over", "_served")
 
-    codec: ServerCodec
-    task: asyncio.Task[None]
+    host: Http1Host
 
     def __init__(
         self,
-        host: Host,
+        host: Http1Host,
         loop: asyncio.AbstractEventLoop,
         accepted: socket.socket | None = None,
         *,
         operator: bool = False,
     ) -> None:
-        """``operator``: it came in where only the operator comes in (``settings.admin``)."""
-        super().__init__(host.settings, loop, accepted)
-        self.host = host
-        self.operator = operator
-        self.user: User | None = None
-        """Whose it is, where that is known without a key: the lab's own readers ask for who started them."""
+        super().__init__(host, loop, accepted, operator=operator)
         self._served = 0
-        self._cut: Callable[[], None] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        settings = self.settings
-        self.codec = ServerCodec(
+        self._begun = False
+        """Is it known which HTTP is spoken?"""
+        self._first = b""
+        self._handed_over = False
+        settings = host.settings
+        self._codec = ServerCodec(
             max_head=settings.max_head,
             max_request_line=settings.max_request_line,
             max_fields=settings.max_fields,
             max_body=settings.max_body,
         )
+
+    @property
+    def codec(self) -> ServerCodec:
+        return self._codec
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
         self.host.connection_opened(self)
         self.task = self.loop.create_task(self._serve(), name="connection")
+
+    def data_received(self, data: bytes) -> None:
+        if not self._begun:
+            data = self._first + data
+            if len(data) < len(_PRI) and _PRI.startswith(data):
+                self._first = data
+                return
+            self._begun, self._first = True, b""
+            if data.startswith(_PRI) and self.settings.http2 is not False:
+                self._handed_over = True
+                self._deadline.close()
+                self.task.cancel()
+                self.host.speaks_http2(self, data)
+                return
+        super().data_received(data)
+
+    def eof_received(self) -> bool:
+        if self._first:
+            self._begun = True
+            super().data_received(self._first)
+            self._first = b""
+        return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -91,7 +106,7 @@ class Connection(Link):
     @property
     def kept(self) -> int:
         """Bytes that the client sent and that belong to no request yet."""
-        return self._unread + self.codec.buffered
+        return self._unread + self._codec.buffered
 
     async def _serve(self) -> None:
         try:
@@ -110,19 +125,13 @@ class Connection(Link):
         finally:
             await self._close()
 
-    async def read_some(self) -> bytes:
-        """Bytes from the client; b'' at the end. Raises what a deadline set."""
-        data = await self.reader.read(READ)
-        self._unread -= len(data)
-        return data
-
     async def _next_answer(self) -> Coroutine[Any, Any, bool] | None:
         """The next request, already on its way to be answered (its head belongs to the answer, not to this task)."""
         head = await self._read_head()
         return None if head is None else self.host.answer(self, head)
 
     async def _read_head(self) -> RequestHead | None:
-        codec = self.codec
+        codec = self._codec
         head = codec.next_head()
         if head is not None:
             return head
@@ -150,55 +159,36 @@ class Connection(Link):
     def _set_head_deadline(self) -> None:
         self.set_deadline(monotonic() + self.settings.head_timeout, self._head_too_late)
 
-    def expect_body(self) -> None:
-        """The request's body must be complete within ``body_timeout``; the read fails otherwise."""
-        self.set_deadline(monotonic() + self.settings.body_timeout, self._body_too_late)
-
     def _idle_too_long(self) -> None:
         if not self._unread:  # else a request has come after all, in this very turn of the loop
             self.reader.set_exception(_Quiet())
 
     def _head_too_late(self) -> None:
-        if self.codec.buffered or self._unread:
+        if self._codec.buffered or self._unread or self._first:
             self._too_late("head", self.settings.head_timeout)
         else:
             # Nothing was asked, so nothing is answered: browsers connect ahead of need, and would take a 408 that
             # waits there for the answer to their next request.
             self.reader.set_exception(_Quiet())
 
-    def _body_too_late(self) -> None:
-        self._too_late("body", self.settings.body_timeout)
-
-    def _too_late(self, what: str, timeout: float) -> None:
-        error = ProtocolViolation(f"the request {what} did not arrive within {timeout:g} s", status=408)
-        self.reader.set_exception(error)
-
     def close_if_idle(self) -> None:
         """The server drains: a connection between two requests has nothing more to wait for."""
-        codec = self.codec
+        codec = self._codec
         between = codec.body_complete and not codec.buffered and not self._unread
         if between and not self.streaming and self.interrupt is None and self._on_deadline is not nothing:
             self.reader.set_exception(_Quiet())
 
-    def cut_in_a_moment(self, cut: Callable[[], None]) -> None:
-        """The connection ends with ``cut()``, a moment after what was written last; its stream is over now."""
-        self._cut = cut
-
-    async def _until_closed(self, seconds: float, otherwise: Callable[[], None]) -> None:
-        """Wait until the peer has closed the connection, or ``otherwise()`` has closed it after ``seconds``."""
-        waiter = self._get_close_waiter(self.writer)
-        self.set_deadline(monotonic() + seconds, otherwise)
-        await waiter
-
     async def _close(self) -> None:
         """Flush, say FIN, let the peer read what it was told, and go: never longer than ``flush_timeout``."""
+        if self._handed_over:
+            return
         timeout = self.settings.flush_timeout
         try:
             if self.gate.reason is None and not self.transport.is_closing():
                 await self.flush(timeout=timeout)
                 if self._cut is not None:
-                    await self._until_closed(_BEFORE_THE_CUT, self._cut)
-                elif not self._eof and (self._unread or self.codec.buffered or not self.codec.body_complete):
+                    await self._until_closed(BEFORE_THE_CUT, self._cut)
+                elif not self._eof and (self._unread or self._codec.buffered or not self._codec.body_complete):
                     # Closing with unread bytes would reset the connection, and take the answer with it.
                     self._discarded = self._unread
                     self.transport.write_eof()

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from rawstream.errors import LimitReached, RawstreamError
+from rawstream.wire.http2_frames import REASONS as HTTP2_REASONS
+from rawstream.wire.http2_frames import Http2Violation
 
 OTHER: Final = "other"
 REASONS: Final = (
@@ -40,17 +42,23 @@ def by_reason(codes: Mapping[str, int]) -> dict[str, int]:
 class Counts:
     """Those of one process."""
 
-    __slots__ = ("answers", "refusals")
+    __slots__ = ("answers", "http2", "refusals")
 
     def __init__(self) -> None:
         self.answers = dict.fromkeys(_CLASSES, 0)
         """Requests whose answer is over, by the class of its status."""
         self.refusals = dict.fromkeys(REASONS, 0)
+        self.http2 = dict.fromkeys(HTTP2_REASONS, 0)
+        """Connections and streams of HTTP/2 that were cut because their client broke its rules, by reason."""
 
     def answered(self, status: int) -> None:
         """A request is over; ``status`` is that of its answer, 0 when its client left before there was any."""
         if status:
             self.answers[_CLASSES[status // 100 - 2]] += 1
+
+    def broken(self, violation: Http2Violation) -> None:
+        """A client broke the rules of HTTP/2, and its stream or its connection was cut."""
+        self.http2[violation.reason] += 1
 
     def refused(self, error: RawstreamError) -> None:
         """A request was answered with ``error`` before it came to anything. One that made no sense does not count."""

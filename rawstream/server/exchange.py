@@ -19,11 +19,12 @@ from rawstream.errors import MisuseError, ProtocolViolation, RawstreamError
 from rawstream.flow.gate import GateState
 from rawstream.limits.users import User
 from rawstream.model import Headers
-from rawstream.server.connection import Connection
+from rawstream.server.channel import Channel
 from rawstream.server.ids import random_id
 from rawstream.wire.chunks import frame_chunk
+from rawstream.wire.codec import Codec
 from rawstream.wire.guard import body_too_large
-from rawstream.wire.http1 import END_OF_BODY, RequestHead, ServerCodec
+from rawstream.wire.http1 import END_OF_BODY, RequestHead
 
 _OPEN: Final = GateState.OPEN
 _REQUEST_ID_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=")
@@ -84,7 +85,7 @@ def error_headers(error: RawstreamError) -> list[tuple[str, str]]:
     return headers
 
 
-def error_answer(codec: ServerCodec, error: ProtocolViolation) -> bytes:
+def error_answer(codec: Codec, error: ProtocolViolation) -> bytes:
     """The whole answer to bytes that never became a request; the connection closes after it."""
     refused, body = plain_refusal(error)
     headers = [("date", http_date()), *refused, ("content-length", str(len(body)))]
@@ -113,7 +114,7 @@ class Exchange:
         "user",
     )
 
-    def __init__(self, connection: Connection, head: RequestHead) -> None:
+    def __init__(self, connection: Channel, head: RequestHead) -> None:
         self._connection = connection
         self.head = head
         self.path = head.path
@@ -144,7 +145,7 @@ class Exchange:
         return "" if self.params is None else self.params.get(name, "")
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> Channel:
         return self._connection
 
     # --- the request -------------------------------------------------------------------------------------

@@ -278,12 +278,23 @@ class Link(asyncio.Protocol):
     # --- levels ----------------------------------------------------------------------------------------------
 
     @property
+    def accepted(self) -> socket.socket | None:
+        """The socket itself, where it is known."""
+        return self._accepted
+
+    @property
     def kept(self) -> int:
         """Bytes that the client sent and nobody has asked for yet."""
         return self._unread
 
     @property
     def sock(self) -> kernel.SocketLike | None:
+        """Its own socket, which the kernel's figures are of; None: there is none, or it is shared with others."""
+        return self.peer_sock
+
+    @property
+    def peer_sock(self) -> kernel.SocketLike | None:
+        """The socket that the client is at the other end of, shared with others or not."""
         return cast("kernel.SocketLike | None", self.transport.get_extra_info("socket"))
 
     def kernel_queue(self) -> kernel.KernelQueue | None:

@@ -240,6 +240,12 @@ def _of_requests(process: Process) -> Iterator[Family]:
         "reason",
         process.counts.refusals,
     )
+    yield counters(
+        "http2_violations",
+        "Streams and connections of HTTP/2 that were cut because their client broke its rules, by reason.",
+        "reason",
+        process.counts.http2,
+    )
     yield gauge("connections", "Open client connections; the admin port's do not count.", process.open_connections)
     settings = process.settings
     limits = {

@@ -214,7 +214,10 @@ class Stream:
             return waiting
         if self.credit is not None and self.credit.owed:
             return "client"
-        sock = self.exchange.connection.sock
+        levels = self.exchange.connection.levels()
+        if levels is not None and levels.shut:
+            return "client"
+        sock = self.exchange.connection.peer_sock
         info = tcp_info(sock) if sock is not None else None
         # A shut window is the client's; an open one with bytes in flight is the network's.
         if info is None or info.snd_wnd is None or info.snd_wnd < 4096:
@@ -241,4 +244,5 @@ class Stream:
             },
             "age": round(now - meter.started_at, 3),
             "buffered": self.buffered(),
+            "http2": None if (levels := self.exchange.connection.levels()) is None else levels._asdict(),
         }

@@ -30,12 +30,12 @@ _PLAIN_REQUEST: Final = (
 )
 
 
-def server_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
-    """TLS 1.2 or newer, HTTP/1.1 by ALPN. Raises SettingsError naming the file that cannot be used."""
+def server_context(certfile: str, keyfile: str | None, *, http2: bool = False) -> ssl.SSLContext:
+    """TLS 1.2 or newer; ALPN for what is spoken. Raises SettingsError naming the file that cannot be used."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(["h2", "http/1.1"] if http2 else ["http/1.1"])
     for name, path in (("ssl_certfile", certfile), ("ssl_keyfile", keyfile)):
         if path is not None:
             try:
@@ -154,9 +154,12 @@ class TlsProtocol(asyncio.Protocol):
         settings: Settings,
         context: ssl.SSLContext,
         loop: asyncio.AbstractEventLoop,
-        factory: Callable[[], Link],
+        factory: Callable[[str | None], Link],
     ) -> None:
-        """``factory`` makes the link, once the handshake is over; it has ``settings.head_timeout`` seconds."""
+        """``factory`` makes the link, once the handshake is over, of what ALPN agreed on.
+
+        A handshake has ``settings.head_timeout`` seconds.
+        """
         self._host = host
         self._factory = factory
         self._tls = ServerTls(context)
@@ -217,7 +220,7 @@ class TlsProtocol(asyncio.Protocol):
     def _begin(self, plain: asyncio.Transport) -> Link:
         self._deadline.close()
         self._host.handshake_ends(self)
-        link = self._link = self._factory()
+        link = self._link = self._factory(self._tls.protocol)
         link.secure(TlsTransport(plain, self._tls, link))
         return link
 

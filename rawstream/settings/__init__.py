@@ -9,11 +9,10 @@ Rule 3: a bound that a user sets is obeyed as it stands, or refused; it is never
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from rawstream.settings.lists import LISTS
+from rawstream.settings.lists import LISTS, is_address
 from rawstream.settings.tables import UpstreamSettings, UserSettings, table_faults
 
 __all__ = ["FIELDS", "KiB", "MiB", "Settings", "UpstreamSettings", "UserSettings", "check", "faults"]
@@ -251,6 +250,15 @@ class Settings:
         "seconds",
         "Close a connection that has been idle this long between requests (nginx: 75 s).",
     )
+    http2: bool | None = _setting(
+        None,
+        "Requests",
+        "flag",
+        "Speak HTTP/2 to clients that want it (ALPN over TLS, prior knowledge without); default: yes.",
+    )
+    http2_streams: int = _setting(
+        100, "Requests", "count", "Streams at a time on one HTTP/2 connection (its SETTINGS_MAX_CONCURRENT_STREAMS)."
+    )
     surplus: int = _setting(
         16 * KiB,
         "Requests",
@@ -370,16 +378,11 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"write_low ({values['write_low']}) must not exceed write_high ({values['write_high']})"
     if values["port"] > 65535:
         yield f"port must be at most 65535, not {values['port']}"
-    if values["admin"] is not None and not _is_address(values["admin"]):
+    if values["admin"] is not None and not is_address(values["admin"]):
         yield f"admin must be HOST:PORT, as 127.0.0.1:9100 or [::1]:9100, not {values['admin']!r}"
     if values["upstream"] is not None and values["source"] is not None:
         yield "upstream and source exclude each other: tokens come from one place"
     yield from table_faults(values)
-
-
-def _is_address(text: str) -> bool:
-    found = re.fullmatch(r"(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+(?:%[^\s\]]+)?\]):([0-9]{1,5})", text)
-    return found is not None and int(found[1]) <= 65535
 
 
 def _fault(name: str, value: object, unit: str) -> str | None:

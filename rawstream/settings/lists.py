@@ -122,3 +122,9 @@ LISTS: Final = {
     "user_header": field_name,
 }
 """The settings that are written so, and what reads each."""
+
+
+def is_address(text: str) -> bool:
+    """Is it HOST:PORT?"""
+    found = re.fullmatch(r"(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+(?:%[^\s\]]+)?\]):([0-9]{1,5})", text)
+    return found is not None and int(found[1]) <= 65535

@@ -23,7 +23,7 @@ from rawstream.errors import BadRequest, ClientStalled, TooManyStreams
 from rawstream.flow.interrupt import Interruption
 from rawstream.flow.kernel import TcpInfo, tcp_info
 from rawstream.flow.watch import Finding, StreamWatch
-from rawstream.server.connection import Connection
+from rawstream.server.channel import Channel
 from rawstream.server.endpoints.operations import require_operator
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
@@ -191,7 +191,7 @@ def _pieces(interval: float) -> Iterator[float]:
 class Watchers:
     """Sends samples to whoever watches, at their pace."""
 
-    def __init__(self, streams: Streams, ends: Callable[[Connection], bool]) -> None:
+    def __init__(self, streams: Streams, ends: Callable[[Channel], bool]) -> None:
         """``ends(connection)``: is the server about to end whoever came in by it?"""
         self._streams = streams
         self._ends = ends
@@ -259,7 +259,7 @@ class EventsEndpoints:
     """The handler, over the registry of streams and what the server says of itself."""
 
     def __init__(
-        self, streams: Streams, *, ends: Callable[[Connection], bool], levels: Callable[[], dict[str, Any]]
+        self, streams: Streams, *, ends: Callable[[Channel], bool], levels: Callable[[], dict[str, Any]]
     ) -> None:
         self.streams = streams
         self.watchers = Watchers(streams, ends)
