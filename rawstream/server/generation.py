@@ -1,0 +1,319 @@
+"""A generation that outlives its connection: tokens go into a replay log, and readers come and go.
+
+Rule 1: the demand is the readers'. The source is asked for more when a reader that has everything so far has room for
+        more; the fastest sets the pace. While nobody reads, it is asked until the window is full, and no further.
+Rule 2: when the last reader leaves, the policy decides: cancelled at once, cancelled after a grace, or brought to its
+        end. A stop ends it for everybody, at any time.
+Rule 3: it ends once, in one outcome; its log is kept for those who come back.
+
+A reader is an ordinary stream whose source is the log (``LogStream``): permission, stalls, heartbeats, deadlines and
+the books are those of every other stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import Final, NamedTuple, Protocol
+
+from rawstream.errors import ClientDisconnected, RawstreamError, SourceFailed, StreamDeadline, StreamStopped
+from rawstream.flow.interrupt import Interruption
+from rawstream.flow.pump import Meter, produce
+from rawstream.flow.signals import Signals
+from rawstream.model import Dialect, Outcome, Request, SourceItem, SourceStatistics, Token, TokenStream
+from rawstream.replay.log import Log
+from rawstream.server.ids import random_id
+from rawstream.settings import Settings
+
+_CLOSING_GRACE: Final = 2.0
+"""Seconds that a source may take to clean up."""
+_BLANK: Final = b"\n\n"
+
+
+class OnDisconnect(NamedTuple):
+    """What becomes of a generation that nobody reads any more."""
+
+    kind: str
+    """``cancel``, ``grace`` or ``finish``."""
+    seconds: float = 0.0
+    """Of grace."""
+
+
+CANCEL: Final = OnDisconnect("cancel")
+
+
+class Ended(Protocol):
+    """Told when a generation is over."""
+
+    def __call__(self, generation: Generation) -> None: ...
+
+
+class Generation:
+    """One run of a source, and its log."""
+
+    def __init__(
+        self,
+        request: Request,
+        open_source: Callable[[Request], TokenStream],
+        dialect_of: Callable[[str], Dialect],
+        settings: Settings,
+        policy: OnDisconnect,
+        *,
+        user: str | None = None,
+        on_end: Ended,
+    ) -> None:
+        """Nothing runs before ``start()``. What ``open_source`` and ``dialect_of`` raise leaves nothing to undo."""
+        self.id = request.id = random_id(16)
+        """The secret id: who has it may resume and stop it, if it is the same user."""
+        self.public_id = random_id(4)
+        self.user = user
+        self.policy = policy
+        self.settings = settings
+        self.dialect_of = dialect_of
+        self.log = Log(settings.replay_window)
+        self.meter = Meter(monotonic())
+        self.signals = request.signals = Signals()
+        request.is_committed = self.is_committed
+        self.dialect = dialect_of(self.id)
+        self.interruption = Interruption()
+        self.outcome: Outcome | None = None
+        """How it ended; None: it runs."""
+        self.error: RawstreamError | None = None
+        self.ended_at = 0.0
+        self._tokens = open_source(request)
+        self._on_end = on_end
+        self._readers: set[LogStream] = set()
+        self._waiting: set[LogStream] = set()
+        """Readers that have all there is, and room for more."""
+        self._seen = 0
+        """How far any reader has come."""
+        self._committed = False
+        self._demand: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._end_of_life: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # --- its life
+
+    def start(self) -> None:
+        """Let it run, on the running loop."""
+        loop = asyncio.get_running_loop()
+        timeout = self.settings.stream_timeout
+        late = StreamDeadline(f"the stream ran for {timeout:g} s")
+        self._end_of_life = loop.call_later(timeout, self.interruption.interrupt, late)
+        self._task = loop.create_task(self._run(), name="generation")
+
+    @property
+    def running(self) -> bool:
+        return self.outcome is None
+
+    async def ended(self) -> None:
+        """Wait for its end. Cancel-safe."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        settings = self.settings
+        error: RawstreamError | None = None
+        last = b""
+        try:
+            async with self.interruption:
+                try:
+                    last = await produce(
+                        self._tokens,
+                        self.dialect,
+                        self,
+                        self.meter,
+                        write_size=settings.write_size,
+                        hold=settings.hold,
+                    )
+                finally:
+                    self.signals.close()
+                    async with asyncio.timeout(_CLOSING_GRACE):
+                        await self._tokens.aclose()
+        except RawstreamError as reason:
+            error = reason
+        except TimeoutError:
+            error = error or SourceFailed("the source did not end in time")
+        except Exception as failure:
+            error = SourceFailed(f"the source failed: {type(failure).__name__}", detail=repr(failure)[:500])
+        finally:
+            self._end(error, last)
+
+    def _end(self, error: RawstreamError | None, last: bytes) -> None:
+        for timer in (self._timer, self._end_of_life):
+            if timer is not None:
+                timer.cancel()
+        self.error = error
+        self.outcome = Outcome.COMPLETED if error is None else Outcome(error.outcome)
+        self.ended_at = monotonic()
+        if error is None:
+            self.log.finish(self._opening() + last + self.dialect.terminal())
+        elif isinstance(error, StreamStopped):
+            self.log.finish(self._opening() + self.dialect.stopped(str(error)))
+        else:
+            self.log.fail(error)
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+        self._on_end(self)
+
+    # --- what it writes to: flow.pump.Sink
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be put now: a write's for a reader that waits; without readers as the policy has it."""
+        if self._waiting:
+            return self.settings.write_high
+        if self._readers or self.policy.kind == "cancel":
+            return 0
+        if self.policy.kind == "finish":
+            return self.settings.write_high
+        return max(0, self.log.window - (self.log.end - self._seen))
+
+    async def wait_room(self) -> int:
+        """Wait until a reader asks, or the last one has left. Cancel-safe."""
+        meter = self.meter
+        while (room := self.room) <= 0:
+            demand = self._demand = asyncio.get_running_loop().create_future()
+            meter.wait("client", monotonic())
+            try:
+                await demand
+            finally:
+                meter.waited(monotonic())
+                self._demand = None
+        return room
+
+    def put_nowait(self, frames: bytes, now: float) -> bool:
+        meter = self.meter
+        if meter.first_write_at is None:
+            meter.first_write_at = now
+            frames = self._opening() + frames
+        meter.writes += 1
+        meter.bytes += len(frames)
+        self._waiting.clear()
+        self.log.append(frames)
+        return self.room > 0
+
+    def _opening(self) -> bytes:
+        """The frames that come before the first token, once."""
+        return b"" if self.log.events else self.dialect.head()
+
+    def is_committed(self) -> bool:
+        """Has any reader been told 200?"""
+        if not self._committed:
+            self._committed = any(reader.is_committed() for reader in self._readers)
+        return self._committed
+
+    # --- its readers
+
+    def read_from(self, position: int, request: Request, before: bytes = b"") -> LogStream:
+        """A new reader of ``before`` and of what the log has from ``position`` on."""
+        reader = LogStream(self, position, request.is_committed, before)
+        self._readers.add(reader)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return reader
+
+    def asks(self, reader: LogStream) -> None:
+        """``reader`` has all there is, and room for more."""
+        self._waiting.add(reader)
+        self._wake()
+
+    def leaves(self, reader: LogStream) -> None:
+        """``reader`` is gone. Idempotent."""
+        if reader not in self._readers:
+            return
+        self.is_committed()
+        self._readers.discard(reader)
+        self._waiting.discard(reader)
+        self._seen = max(self._seen, reader.position)
+        if self._readers or not self.running:
+            return
+        left = ClientDisconnected("the last reader left")
+        if self.policy.kind == "cancel":
+            self.interruption.interrupt(left)
+        elif self.policy.kind == "grace":
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self.policy.seconds, self.interruption.interrupt, left)
+        self._wake()
+
+    def _wake(self) -> None:
+        demand = self._demand
+        if demand is not None and not demand.done():
+            demand.set_result(None)
+
+
+class LogStream:
+    """A reader: what is in a log, and what comes to it, as a token stream. Implements ``model.TokenStream``."""
+
+    def __init__(
+        self, generation: Generation, position: int, is_committed: Callable[[], bool], before: bytes = b""
+    ) -> None:
+        """``before``: events that this reader gets in place of what the log has before ``position``."""
+        self.generation = generation
+        self.position = position
+        self._before = _events(before)
+        self._before.reverse()
+        self.is_committed = is_committed
+        self._news: asyncio.Future[None] | None = None
+
+    def __aiter__(self) -> LogStream:
+        return self
+
+    async def __anext__(self) -> SourceItem:
+        """The next events, each a token with its frame as ``raw``. Raises FellBehind, and what the source raised.
+
+        Cancelling is safe: nothing is lost.
+        """
+        generation = self.generation
+        log = generation.log
+        if self._before:
+            return self._next_before()
+        while True:
+            frames = log.read(self.position, generation.settings.write_size)
+            if frames:
+                self.position += len(frames)
+                return [Token(" ", event) for event in _events(frames)]
+            if log.ended:
+                if log.failure is not None:
+                    raise log.failure
+                raise StopAsyncIteration
+            news = self._news = asyncio.get_running_loop().create_future()
+            log.listen(self, self._wake)
+            generation.asks(self)
+            try:
+                await news
+            finally:
+                self._news = None
+
+    def _next_before(self) -> list[Token]:
+        """About a write's worth of the events that come first."""
+        tokens: list[Token] = []
+        size = 0
+        while self._before and size < self.generation.settings.write_size:
+            event = self._before.pop()
+            size += len(event)
+            tokens.append(Token(" ", event))
+        return tokens
+
+    def _wake(self) -> None:
+        news = self._news
+        if news is not None and not news.done():
+            news.set_result(None)
+
+    async def aclose(self) -> None:
+        """Read no more. Idempotent."""
+        self.generation.log.forget(self)
+        self.generation.leaves(self)
+
+    def statistics(self) -> SourceStatistics:
+        """Bytes of the log that this reader has not taken yet."""
+        log = self.generation.log
+        return SourceStatistics(log.end - max(self.position, log.start), log.window)
+
+
+def _events(frames: bytes) -> list[bytes]:
+    events = frames.split(_BLANK)
+    events.pop()
+    return [event + _BLANK for event in events]
