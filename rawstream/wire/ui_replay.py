@@ -55,9 +55,8 @@ def compact(frames: bytes) -> bytes:
                 kind, part = chunk.type, chunk.id
             texts.append(chunk.delta)
             size += len(chunk.delta)
-            continue
-        flush()
-        if not chunk.transient:
+        elif not chunk.transient:
+            flush()
             shorter.append(event + _BLANK)
     flush()
     return b"".join(shorter)
