@@ -8,7 +8,7 @@ from types import TracebackType
 
 from rawstream.errors import MisuseError
 from rawstream.lab.extension import Lab
-from rawstream.model import Observer
+from rawstream.model import Observer, Tracing
 from rawstream.server.app import App, Extension
 from rawstream.settings import Settings
 from rawstream.sources import as_source
@@ -26,7 +26,8 @@ class Server:
 
     ``source`` is a ``model.Source``, an async generator function taking the request, or a function that returns any
     iterable of strings; without it the built-in mock answers. ``sockets`` that listen already replace the address
-    in ``settings``. Leaving the block drains, cancels and aborts as ``Settings`` says.
+    in ``settings``. ``tracing`` follows each request, as ``rawstream.tracing.OpenTelemetry`` does. Leaving the block
+    drains, cancels and aborts as ``Settings`` says.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Server:
         *,
         observers: tuple[Observer, ...] = (),
         sockets: list[socket.socket] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.settings = settings or Settings()
         extensions: tuple[Extension, ...] = ()
@@ -47,6 +49,7 @@ class Server:
             observers=observers,
             extensions=extensions,
             sockets=sockets,
+            tracing=tracing,
         )
         self._started = False
         self._closing: asyncio.Future[None] | None = None

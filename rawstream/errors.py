@@ -9,7 +9,15 @@ Rule 3: the message is fit for a client's eyes. What only the operator may see g
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_LONGEST_DETAIL: Final = 4000
+"""Characters: a traceback of some depth. An exception's text may be as long as what a client sent."""
+
+
+def _cut(detail: str) -> str:
+    half = _LONGEST_DETAIL // 2
+    return f"{detail[:half]} […{len(detail) - 2 * half} characters…] {detail[-half:]}"
 
 
 class RawstreamError(Exception):
@@ -33,7 +41,7 @@ class RawstreamError(Exception):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.detail = detail
+        self.detail = detail if detail is None or len(detail) <= _LONGEST_DETAIL else _cut(detail)
         if status is not None:
             self.status = status
         if code is not None:
@@ -57,11 +65,25 @@ class BadRequest(ClientError):
     """The request is well-framed HTTP, but asks for something that makes no sense."""
 
 
+class Unauthorized(ClientError):
+    """Nobody knows who asks: there is no key, or not one that is known."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
 class ModelNotFound(ClientError):
     """No upstream serves the model that was asked for."""
 
     status = 404
     code = "model_not_found"
+
+
+class ModelNotAllowed(ClientError):
+    """The user may not use the model that it asks for."""
+
+    status = 403
+    code = "model_not_allowed"
 
 
 class ProtocolViolation(ClientError):

@@ -104,6 +104,8 @@ class Request(msgspec.Struct):
     when the stream does. One reader."""
     is_committed: Callable[[], bool] = _never
     """Has the client been told 200 already? Then nothing may be tried a second time."""
+    trace: Trace | None = None
+    """Where it is a part of something that is followed through several systems."""
 
     @property
     def prompt(self) -> str:
@@ -242,8 +244,11 @@ class Dialect(Protocol):
         """The in-stream error event; b'' where the dialect has none. Never followed by ``terminal``."""
         ...
 
-    def terminal(self, finish_reason: str | None = None) -> bytes:
-        """The frames that say: this answer is whole. ``finish_reason`` overrides what the tokens said."""
+    def terminal(self, finish_reason: str | None = None, reason: str | None = None) -> bytes:
+        """The frames that say: this answer is whole. ``finish_reason`` overrides what the tokens said.
+
+        ``reason``: a machine-readable word on why it ended where it did (an error's ``code``: a spent budget's).
+        """
         ...
 
     def stopped(self, reason: str) -> bytes:
@@ -273,6 +278,8 @@ class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     seconds_source: float
     seconds_client: float
     seconds_network: float
+    user: str | None = None
+    """Who asked; None: nobody was named."""
     detail: str | None = None
 
 
@@ -282,3 +289,31 @@ class Observer(Protocol):
     def stream_started(self, stream_id: str, path: str, dialect: str) -> None: ...
 
     def stream_ended(self, record: StreamRecord) -> None: ...
+
+
+class Trace(Protocol):
+    """One request, followed through several systems. Its methods return quickly and never raise."""
+
+    def upstream_asked(self, host: str, port: int, model: str | None) -> Headers:
+        """An upstream is about to be asked for ``model``, once per attempt: the header fields to send along."""
+        ...
+
+    def watch(self, tokens: TokenStream) -> TokenStream:
+        """The stream to take tokens from instead of ``tokens``."""
+        ...
+
+    def answered(self, body: bytes) -> None:
+        """The whole answer of a request that is not streamed: OpenAI's JSON."""
+        ...
+
+    def ended(self, outcome: Outcome, record: StreamRecord | None) -> None:
+        """It is over. ``record``: what became of its stream, where it was one. Once."""
+        ...
+
+
+class Tracing(Protocol):
+    """Where requests are followed to. Returns quickly and never raises."""
+
+    def begin(self, request: Request, path: str, sent: Headers) -> Trace:
+        """A request begins to be answered. ``sent``: its valid ``traceparent`` and ``tracestate``, if it has them."""
+        ...

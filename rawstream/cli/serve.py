@@ -23,14 +23,16 @@ import click
 from rawstream import config
 from rawstream.api import Server
 from rawstream.cli.options import ServeCommand, setting_options, size_text
+from rawstream.cli.traces import open_traces
 from rawstream.errors import SettingsError
 from rawstream.flow import kernel
-from rawstream.model import Source
+from rawstream.model import Source, Tracing
 from rawstream.server import logs
 from rawstream.settings import Settings
 from rawstream.sources.loading import load_source
 from rawstream.sources.mock import MockSource
 from rawstream.sources.router import RoutedSource
+from rawstream.systemd import ServiceManager, handed_over
 
 log = logging.getLogger("rawstream")
 
@@ -61,14 +63,19 @@ def run(loaded: config.Loaded) -> int:
     loop_factory = _loop_factory(settings)
     logs.set_up(settings.log_format, settings.log_level)
     source = make_source(settings)
+    tracing = open_traces(settings, os.environ)
     for warning in [*loaded.warnings, held_warning(settings, kernel_takes(settings))]:
         if warning is not None:
             log.warning("%s", warning)
     # What is there now stays: the collector need not look at it again with every thousand streams.
     gc.collect()
     gc.freeze()
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(_serve(settings, source))
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(_serve(settings, source, tracing))
+    finally:
+        if tracing is not None:
+            tracing.shutdown()
 
 
 def make_source(settings: Settings) -> Source:
@@ -132,8 +139,14 @@ def _readable(size: int) -> str:
 # --- the process --------------------------------------------------------------------------------------------
 
 
-async def _serve(settings: Settings, source: Source) -> int:
-    server = Server(settings, source)
+async def _serve(settings: Settings, source: Source, tracing: Tracing | None) -> int:
+    manager = ServiceManager(os.environ)
+    try:
+        sockets = handed_over(os.environ) or None
+    except OSError as error:
+        click.echo(f"rawstream: {error}", err=True)
+        return 1
+    server = Server(settings, source, sockets=sockets, tracing=tracing)
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -149,7 +162,7 @@ async def _serve(settings: Settings, source: Source) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, number.name)
-    loop.add_signal_handler(signal.SIGHUP, _hang_up, server)
+    loop.add_signal_handler(signal.SIGHUP, _hang_up, server, manager)
     try:
         await server.start()
     except OSError as error:
@@ -159,16 +172,33 @@ async def _serve(settings: Settings, source: Source) -> int:
     remove_socket = _own_socket(settings)
     try:
         _announce(server, settings)
+        manager.ready(lambda: _status(server))
         await ending.wait()
+        manager.stopping(f"ending; {_status(server)}")
         await server.close()
     finally:
+        manager.close()
         remove_socket()
     log.info("ended")
     return 0
 
 
-def _hang_up(server: Server) -> None:
+def _status(server: Server) -> str:
+    """What ``systemctl status`` shows."""
+    count = len(server.app.streams)
+    return f"{server.url}; {count} stream{'' if count == 1 else 's'}"
+
+
+def _hang_up(server: Server, manager: ServiceManager) -> None:
     """SIGHUP: a certificate that was renewed is taken up; connections that are there keep theirs."""
+    manager.reloading()
+    try:
+        _reload(server)
+    finally:
+        manager.reloaded(_status(server))
+
+
+def _reload(server: Server) -> None:
     if server.settings.ssl_certfile is None:
         log.info("SIGHUP: ignored; settings are read once, at start")
         return

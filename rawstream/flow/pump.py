@@ -60,7 +60,7 @@ class Meter:
         self.tokens_written = 0
         """Of these, how many were written; up to date after each write."""
         self.held_since = now
-        """When the stream got the loop last: the first token that is not written yet came then, or later."""
+        """When the stream got the loop last: what it writes next came then, or later."""
         self.last_token_at = now
         """When tokens were written last."""
         self.bytes = 0
@@ -115,8 +115,11 @@ class Sink(Protocol):
 
 
 @coroutine
-def _rest_of(step: _Step, awaited: Any) -> Generator[Any, Any, SourceItem]:
-    """Await the rest of a step whose first part ran already and gave ``awaited`` to wait for."""
+def _rest_of(step: _Step, awaited: Any, meter: Meter, clock: Callable[[], float]) -> Generator[Any, Any, SourceItem]:
+    """Await the rest of a step whose first part ran already and gave ``awaited`` to wait for.
+
+    ``meter`` is told when the stream gets the loop back: what the step still does then is no waiting.
+    """
     while True:
         try:
             yield awaited
@@ -124,20 +127,25 @@ def _rest_of(step: _Step, awaited: Any) -> Generator[Any, Any, SourceItem]:
             step.close()
             raise
         except BaseException as error:
+            meter.held_since = clock()
             try:
                 awaited = step.throw(error)
             except StopIteration as done:
                 return cast(SourceItem, done.value)
         else:
-            return (yield from step.__await__())
+            meter.held_since = clock()
+            try:
+                awaited = step.send(None)
+            except StopIteration as done:
+                return cast(SourceItem, done.value)
 
 
 @coroutine
-def _abandon(step: _Step) -> Generator[Any, Any, None]:
+def _abandon(step: _Step, meter: Meter, clock: Callable[[], float]) -> Generator[Any, Any, None]:
     """Cancel a step that waits, and await its end: a generator in the middle of a step cannot be closed."""
     try:
         awaited = step.throw(asyncio.CancelledError())
-        yield from _rest_of(step, awaited)
+        yield from _rest_of(step, awaited, meter, clock)
     except (asyncio.CancelledError, Exception):
         pass  # over, in whatever way (a token, an end, a complaint): the error that led here is the one that is told
 
@@ -198,15 +206,15 @@ async def produce(
                         try:
                             allowance = allowance - size if sink.put_nowait(b"".join(frames), now) else 0
                         except BaseException:
-                            await _abandon(step)
+                            await _abandon(step, meter, clock)
                             raise
                         frames.clear()
                         size = 0
                         limit = allowance if allowance < write_size else write_size
                     meter.waiting_since = now
                     meter.waiting_for = "source"
-                    item = await _rest_of(step, awaited)
-                    meter.held_since = held_since = clock()
+                    item = await _rest_of(step, awaited, meter, clock)
+                    held_since = meter.held_since
                     meter.source_seconds += held_since - now
                     meter.waiting_for = None
                     waited = True
@@ -326,19 +334,14 @@ class Delivery:
     def _time(self, timings: Timings, now: float) -> None:
         """Count how long the tokens of a write at ``now`` took."""
         meter = self.meter
-        count = meter.tokens - meter.tokens_written
+        written = meter.tokens_written
+        count = meter.tokens - written
         if count <= 0:
             return
-        held = now - meter.held_since
-        timings.added.add(held)
-        if held > timings.longest_hold:
-            timings.longest_hold = held
-        if meter.tokens_written:
-            timings.inter_token.add((now - meter.last_token_at) / count, count)
+        if written:
+            timings.wrote(now, now - meter.held_since, now - meter.last_token_at, count)
         else:
-            timings.first_token.add(now - meter.started_at)
-            if count > 1:
-                timings.inter_token.add(0.0, count - 1)
+            timings.began(now, now - meter.held_since, now - meter.started_at, count)
         meter.tokens_written = meter.tokens
         meter.last_token_at = now
 
@@ -354,10 +357,10 @@ class Delivery:
         self.meter.bytes += len(beat)
         return True
 
-    async def finish(self, frames: bytes) -> None:
-        """The last frames, the terminal event and the clean end of the body, in one write."""
+    async def finish(self, frames: bytes, finish_reason: str | None = None, reason: str | None = None) -> None:
+        """The last frames, the terminal event (``Dialect.terminal``) and the clean end of the body, in one write."""
         begin = b"" if self.meter.committed else self._commit()
-        await self._finish(begin + frames + self._dialect.terminal())
+        await self._finish(begin + frames + self._dialect.terminal(finish_reason, reason))
 
     async def stop(self, reason: str) -> None:
         """The end of an answer that was stopped on purpose, as the dialect tells it, and the clean end of the body."""
@@ -374,6 +377,7 @@ class Delivery:
             meter.first_write_at = now
         meter.bytes += len(last)
         meter.writes += 1
+        meter.waited(now)  # for the source's end
         meter.wait("client", now)
         try:
             await self._response.finish(last)

@@ -43,7 +43,7 @@ class Lab:
             spec = msgspec.json.decode(exchange.content or b"{}", type=RunSpec)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(_told(error)) from None
-        run = await self.runs.start(spec)
+        run = await self.runs.start(spec, exchange.user)
         body = msgspec.json.encode({"id": run.id, "lanes": list(run.lanes), "seconds": run.spec.seconds})
         await exchange.respond_json(body, 201)
 

@@ -23,6 +23,7 @@ from rawstream.flow.watch import StreamWatch
 from rawstream.lab.lanes import PATHS, Lane
 from rawstream.lab.readers import Reader
 from rawstream.lab.run_spec import RunChange, RunSpec, TunedHost, tuned
+from rawstream.limits.users import User
 from rawstream.model import StreamRecord
 from rawstream.server.app import App
 from rawstream.server.connection import Connection
@@ -45,11 +46,13 @@ _DRAIN_HIGH: Final = 64 * 1024
 class Run:
     """One experiment under way. ``start()``, and then it ends by itself, or by ``close()``."""
 
-    def __init__(self, app: App, spec: RunSpec) -> None:
+    def __init__(self, app: App, spec: RunSpec, user: User | None = None) -> None:
+        """``user``: for whom its readers ask."""
         self.id = random_id(8)
         self.spec = spec
         self.settings = tuned(app.settings, spec)
         self._app = app
+        self._user = user
         self.lanes = {name: Lane(name, self._limits(name)) for name in dict.fromkeys(spec.lanes)}
         self.started_at = monotonic()
         self.over_at: float | None = None
@@ -124,6 +127,7 @@ class Run:
         """From now on this connection has the run's settings."""
         settings = self.settings
         connection.host = TunedHost(self._app, settings)
+        connection.user = self._user
         connection.use(settings)
         sock = connection.transport.get_extra_info("socket")
         if sock is not None and self.spec.notsent_lowat is not None and self._app.settings.uds is None:
@@ -333,12 +337,12 @@ class Runs:
             if run.over_at is not None and now - run.over_at > KEPT:
                 del self._runs[run.id]
 
-    async def start(self, spec: RunSpec) -> Run:
-        """Raises TooManyStreams (503) and BadRequest."""
+    async def start(self, spec: RunSpec, user: User | None = None) -> Run:
+        """A run whose readers ask for ``user``. Raises TooManyStreams (503) and BadRequest."""
         self._forget()
         if sum(run.over_at is None for run in self._runs.values()) >= MOST_RUNS:
             raise TooManyStreams(f"{MOST_RUNS} runs are under way, which is the most; end one first")
-        run = Run(self._app, spec)
+        run = Run(self._app, spec, user)
         self._runs[run.id] = run
         try:
             await run.start()

@@ -48,9 +48,9 @@ class WrongDisciplines:
         self._chat = app.chat
         self._limit = app.settings.lab_memory
         router = app.router
-        router.add("POST", "/chat-broken", self.broken, json=True)
-        router.add("POST", "/chat-whole", self.whole, json=True)
-        router.add("POST", "/chat-drain", self.drain, json=True)
+        router.add("POST", "/chat-broken", self.broken, json=True, access="generate")
+        router.add("POST", "/chat-whole", self.whole, json=True, access="generate")
+        router.add("POST", "/chat-drain", self.drain, json=True, access="generate")
 
     async def broken(self, exchange: Exchange) -> None:
         await self._stream(exchange, self._eagerly)

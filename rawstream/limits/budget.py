@@ -22,7 +22,7 @@ DAY: Final = 86_400.0
 _SHARE: Final = 8
 _FEW: Final = 1024
 """Windows from which on those that have ended are thrown away now and then."""
-_BLOCK: Final = 256
+BLOCK: Final = 256
 """Tokens that a stream asks for at a time."""
 
 
@@ -137,9 +137,9 @@ class Lease:
         self.granted = 0
         """Tokens that may be given out, in all."""
 
-    async def more(self) -> None:
-        """Reserve some more tokens. Raises BudgetSpent or RateLimited when there are none."""
-        reservation = await self._ledger.reserve(self._user, self._caps, _BLOCK)
+    async def more(self, wanted: int = BLOCK) -> None:
+        """Reserve some more tokens, up to ``wanted``. Raises BudgetSpent or RateLimited when there are none."""
+        reservation = await self._ledger.reserve(self._user, self._caps, wanted)
         self._reservations.append(reservation)
         self.granted += reservation.tokens
         if len(self._reservations) > 1:

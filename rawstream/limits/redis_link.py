@@ -10,6 +10,7 @@ Rule 3: a command that was begun is brought to its end though its stream leaves 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from time import monotonic
@@ -100,4 +101,8 @@ class RedisLink:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        from redis.exceptions import RedisError
+
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(WAIT):
+                await self._redis.aclose()

@@ -10,15 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import socket
 import ssl
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from rawstream.errors import LimitReached, ProtocolViolation, RawstreamError, SettingsError
-from rawstream.model import Observer, Source
+from rawstream.errors import LimitReached, ModelNotAllowed, ProtocolViolation, RawstreamError, SettingsError
+from rawstream.limits.budget import Ledger, MemoryLedger
+from rawstream.limits.redis_ledger import RedisLedger
+from rawstream.limits.redis_link import RedisLink
+from rawstream.model import Observer, Source, Tracing
+from rawstream.server.access import Access, users_of
 from rawstream.server.connection import Connection
+from rawstream.server.counts import Counts
 from rawstream.server.endpoints.chat import ChatEndpoints
 from rawstream.server.endpoints.completions import CompletionEndpoints
 from rawstream.server.endpoints.credit import CreditEndpoints
@@ -59,6 +65,15 @@ def descriptor_limit() -> int:
     return 1 << 20 if soft == resource.RLIM_INFINITY else soft
 
 
+_MOST_OPERATORS: Final = 64
+"""Connections to the admin port: some Prometheus servers, some people."""
+
+
+def _url(scheme: str, name: tuple[Any, ...]) -> str:
+    host, port = name[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
 class App:
     """One process's server. ``start()``, then ``close()``; both on the loop it serves on."""
 
@@ -70,17 +85,29 @@ class App:
         observers: tuple[Observer, ...] = (),
         extensions: tuple[Extension, ...] = (),
         sockets: list[socket.socket] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """``sockets``: listening ones to serve on, instead of the settings' address."""
         self.settings = settings
         self.source = source
         self.draining = False
+        self._over = False
+        self.max_connections = settings.max_connections
         self.connections: set[Connection] = set()
+        self.operators: set[Connection] = set()
+        """Connections of the admin port: they keep nobody out, and the end does not wait for them."""
         self.handshakes: set[TlsProtocol] = set()
         """Connections that are not ready to speak HTTP yet."""
         self.tls = self._tls_context()
-        self.streams = Streams(settings, (StreamLog(), *observers))
+        self.redis = None if settings.redis is None else RedisLink(settings.redis)
+        """The connection to Redis; None: none is configured."""
+        self.ledger: Ledger = MemoryLedger() if self.redis is None else RedisLedger(self.redis)
+        """Where users' budgets are kept."""
+        self.streams = Streams(settings, (StreamLog(), *observers), tracing, self.ledger)
         self.governor = Governor(settings, self.streams)
+        self.users = users_of(settings)
+        self.access = Access(settings, self.users, self.ledger)
+        self.counts = Counts()
         self.router = Router()
         self.operator_router = Router()
         """What the admin port answers, and nothing else."""
@@ -94,7 +121,7 @@ class App:
         operations = OperationsEndpoints(
             self.streams, ready=lambda: not self.draining, levels=self.levels, metrics=Metrics(self).text
         )
-        self.events = EventsEndpoints(self.streams, draining=lambda: self.draining, levels=self.levels)
+        self.events = EventsEndpoints(self.streams, ends=self._ends, levels=self.levels)
         for router in (self.router, self.operator_router):
             operations.register(router)
             self.events.register(router)
@@ -105,16 +132,23 @@ class App:
         self._admin: Listener | None = None
         self._empty: asyncio.Event | None = None
         self._hurry: asyncio.Event | None = None
-        self.refusals: dict[str, int] = {}
 
     # --- Host, for connections ---------------------------------------------------------------------------
 
     def connection_opened(self, connection: Connection) -> None:
+        if connection.operator:
+            self.operators.add(connection)
+            return
         self.connections.add(connection)
         if self._empty is not None:
             self._empty.clear()
 
     def connection_closed(self, connection: Connection) -> None:
+        if connection.operator:
+            self.operators.discard(connection)
+            if self._admin is not None:
+                self._admin.connection_closed()
+            return
         self.connections.discard(connection)
         if not self.connections and self._empty is not None:
             self._empty.set()
@@ -141,7 +175,9 @@ class App:
             exchange.close_after = True
         try:
             try:
-                handler = await prepare(self.operator_router if connection.operator else self.router, exchange)
+                handler = await prepare(
+                    self.operator_router if connection.operator else self.router, exchange, self.access
+                )
                 if handler is not None:
                     await handler(exchange)
             except RawstreamError as error:
@@ -151,8 +187,9 @@ class App:
                 if error.outcome in ("source_failed", "upstream_failed", "upstream_idle"):
                     # %r: what an upstream says may hold line ends.
                     log.warning("request failed: %r %r", str(error), error.detail or "")
-                if isinstance(error, LimitReached):
-                    self.refusals[error.code] = self.refusals.get(error.code, 0) + 1
+                self.counts.refused(error)
+                if exchange.user is not None and isinstance(error, LimitReached | ModelNotAllowed):
+                    self.streams.totals.of_user(exchange.user.name).refused(error.code)
                 await exchange.refuse(error)
         except RawstreamError:
             return False  # the client left while it was being refused
@@ -165,6 +202,9 @@ class App:
                 await exchange.refuse(RawstreamError("internal error"))
             except RawstreamError:
                 return False
+        finally:
+            if not connection.operator:
+                self.counts.answered(exchange.status)
         return exchange.complete()
 
     # --- life --------------------------------------------------------------------------------------------
@@ -196,23 +236,30 @@ class App:
         self._hurry = asyncio.Event()
         self.streams.pausing = asyncio.Event()
         self.streams.pausing.set()
-        sockets = listen(self.settings) if self._sockets is None else self._sockets
-        limit = max(1, min(self.settings.max_connections, descriptor_limit() // 2))
+        admin = self.settings.admin
+        admin_sockets = [] if admin is None else listen_at(admin, _MOST_OPERATORS)
+        try:
+            sockets = listen(self.settings) if self._sockets is None else self._sockets
+        except OSError:
+            for sock in admin_sockets:
+                sock.close()
+            raise
+        self.max_connections = max(1, min(self.settings.max_connections, descriptor_limit() // 2))
         self._listener = Listener(
             sockets,
             self._protocol,
             self.settings,
             connections=lambda: self.open_connections,
-            limit=limit,
+            limit=self.max_connections,
         )
         self._listener.start()
-        if self.settings.admin is not None:
+        if admin_sockets:
             self._admin = Listener(
-                listen_at(self.settings.admin, self.settings.backlog),
+                admin_sockets,
                 lambda accepted: Connection(self, loop, accepted, operator=True),
                 self.settings,
-                connections=lambda: 0,  # the operator comes in when nobody else does any more
-                limit=1,
+                connections=lambda: len(self.operators),
+                limit=_MOST_OPERATORS,
             )
             self._admin.start()
         self.governor.start()
@@ -223,12 +270,9 @@ class App:
         return [] if self._listener is None else self._listener.sockets
 
     @property
-    def admin_address(self) -> tuple[str, int] | None:
-        """Where the operator's port is; None: there is none."""
-        if self._admin is None:
-            return None
-        host, port = self._admin.sockets[0].getsockname()[:2]
-        return str(host), int(port)
+    def admin_url(self) -> str | None:
+        """Where the operator's port is; None: there is none. It speaks no TLS."""
+        return None if self._admin is None else _url("http", self._admin.sockets[0].getsockname())
 
     @property
     def open_connections(self) -> int:
@@ -243,9 +287,10 @@ class App:
         """Where to reach the server: ``http://127.0.0.1:8000``, or ``unix:/path``."""
         if self.settings.uds is not None:
             return f"unix:{self.settings.uds}"
-        host, port = self.sockets[0].getsockname()[:2]
-        scheme = "http" if self.tls is None else "https"
-        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        name = self.sockets[0].getsockname()
+        if not isinstance(name, tuple):
+            return f"unix:{os.fsdecode(name)}"
+        return _url("http" if self.tls is None else "https", name)
 
     async def close(self, *, drain: float | None = None) -> None:
         """End in the three steps. ``drain`` (seconds) replaces ``drain_timeout``. Cancelling it aborts."""
@@ -290,10 +335,33 @@ class App:
             connection.transport.abort()
         if tasks:
             await asyncio.wait(tasks, timeout=self.settings.cancel_timeout)
+        await self._dismiss_operators()
+        self.governor.stop()
+        await self.streams.spending.settled()
+        if self.redis is not None:
+            await self.redis.aclose()
+        await self.source.aclose()
+
+    async def _dismiss_operators(self) -> None:
+        """The admin port closes last: whoever looks at a drain sees it to its end."""
+        self._over = True
         if self._admin is not None:
             self._admin.close()
-        self.governor.stop()
-        await self.source.aclose()
+        tasks = [connection.task for connection in self.operators]
+        for connection in list(self.operators):
+            connection.close_if_idle()
+        hurry = self._hurry is not None and self._hurry.is_set()
+        if tasks and not hurry:
+            await asyncio.wait(tasks, timeout=self.settings.flush_timeout)
+        for connection in list(self.operators):
+            connection.task.cancel()
+            connection.transport.abort()
+        if tasks:
+            await asyncio.wait(tasks, timeout=self.settings.cancel_timeout)
+
+    def _ends(self, connection: Connection) -> bool:
+        """Is whoever came in by this connection about to be sent away?"""
+        return self._over if connection.operator else self.draining
 
     def levels(self) -> dict[str, Any]:
         """The totals that ``/debug/streams`` shows."""

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 from rawstream.errors import ProtocolViolation, RawstreamError
+from rawstream.limits.users import User
 from rawstream.server.link import READ, Link, nothing
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead, ServerCodec
@@ -49,7 +50,7 @@ class _Quiet(Exception):
 class Connection(Link):
     """A link that speaks HTTP/1.1."""
 
-    __slots__ = ("_cut", "_served", "codec", "host", "operator", "task")
+    __slots__ = ("_cut", "_served", "codec", "host", "operator", "task", "user")
 
     codec: ServerCodec
     task: asyncio.Task[None]
@@ -66,6 +67,8 @@ class Connection(Link):
         super().__init__(host.settings, loop, accepted)
         self.host = host
         self.operator = operator
+        self.user: User | None = None
+        """Whose it is, where that is known without a key: the lab's own readers ask for who started them."""
         self._served = 0
         self._cut: Callable[[], None] | None = None
 
@@ -130,7 +133,7 @@ class Connection(Link):
         else:
             self._set_head_deadline()
         while True:
-            if self.host.draining and not codec.buffered and not self._unread:
+            if self.host.draining and not self.operator and not codec.buffered and not self._unread:
                 return None
             data = await self.read_some()
             codec.receive(data)

@@ -17,6 +17,7 @@ import msgspec
 
 from rawstream.errors import MisuseError, ProtocolViolation, RawstreamError
 from rawstream.flow.gate import GateState
+from rawstream.limits.users import User
 from rawstream.model import Headers
 from rawstream.server.connection import Connection
 from rawstream.server.ids import random_id
@@ -26,6 +27,11 @@ from rawstream.wire.http1 import END_OF_BODY, RequestHead, ServerCodec
 
 _OPEN: Final = GateState.OPEN
 _REQUEST_ID_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=")
+_JSON_HEADERS: Final = (
+    ("content-type", "application/json"),
+    ("cache-control", "no-store"),
+    ("x-content-type-options", "nosniff"),
+)
 _SKIP_BODY_UP_TO: Final = 64 * 1024
 """An unread request body of at most this many bytes is skipped, so that the connection can be kept."""
 
@@ -92,6 +98,7 @@ class Exchange:
         "_connection",
         "_frame",
         "_head_bytes",
+        "added",
         "close_after",
         "content",
         "finished",
@@ -101,7 +108,9 @@ class Exchange:
         "path",
         "refusal",
         "started",
+        "status",
         "stream_id",
+        "user",
     )
 
     def __init__(self, connection: Connection, head: RequestHead) -> None:
@@ -117,8 +126,14 @@ class Exchange:
         self.id = request_id(head)
         """The request's id, told to the client as ``x-request-id`` and written in the log."""
         self.stream_id: str | None = None
+        self.user: User | None = None
+        """Who asks; None where no users are configured."""
+        self.added: Headers = ()
+        """Headers of whatever the answer will be, an error too."""
         self.started = False
         """Has ``start`` been called?"""
+        self.status = 0
+        """Of the answer, once it was started."""
         self.finished = False
         self.close_after = False
         self._frame: Callable[[bytes], bytes] = connection.codec.frame
@@ -176,7 +191,10 @@ class Exchange:
         if self.started:
             raise MisuseError("the answer was started twice")
         self.started = True
+        self.status = status
         all_headers: list[tuple[str, str]] = [("date", http_date()), ("x-request-id", self.id), *headers]
+        if self.added:
+            all_headers.extend(self.added)
         if self.stream_id is not None:
             all_headers.append(("x-stream-id", self.stream_id))
         if self.close_after:
@@ -258,7 +276,7 @@ class Exchange:
         await self.finish(body)
 
     async def respond_json(self, body: bytes, status: int = 200) -> None:
-        await self.respond(status, [("content-type", "application/json"), ("cache-control", "no-store")], body)
+        await self.respond(status, _JSON_HEADERS, body)
 
     async def refuse(self, error: RawstreamError, headers: Headers = ()) -> None:
         """Answer with an error, when nothing has been answered yet. Closes after what was not HTTP."""

@@ -102,5 +102,6 @@ def fields_of(record: StreamRecord) -> dict[str, Any]:
         "seconds_source": record.seconds_source,
         "seconds_client": record.seconds_client,
         "seconds_network": record.seconds_network,
+        "user": record.user,
         "detail": record.detail,
     }

@@ -10,12 +10,13 @@ import math
 import weakref
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from rawstream.errors import (
     ClientStalled,
     StreamDeadline,
 )
+from rawstream.flow.allowance import AllowanceSink
 from rawstream.flow.credit import Credit, CreditSink
 from rawstream.flow.interrupt import Interruption
 from rawstream.flow.kernel import tcp_info
@@ -25,10 +26,15 @@ from rawstream.flow.watch import Finding, StreamWatch
 from rawstream.model import (
     SourceStatistics,
     TokenStream,
+    Trace,
 )
 from rawstream.server.exchange import Exchange
 from rawstream.server.ids import random_id
+from rawstream.server.spending import Tab
 from rawstream.settings import Settings
+
+_LEAST: Final = {"chat": 16, "event-source": 16, "openai": 16}
+"""Fewest bytes of one token's frame, by dialect. The others join the tokens of a batch: one byte each."""
 
 
 class Stream:
@@ -49,7 +55,9 @@ class Stream:
         "public_id",
         "settings",
         "signals",
+        "tab",
         "tokens",
+        "trace",
         "watch",
     )
 
@@ -71,10 +79,14 @@ class Stream:
         """The lab's name for how this stream is delivered; None for an ordinary one."""
         self.credit: Credit | None = None
         """What the client has asked for, where it asked for a demand that is exact to the token."""
+        self.tab: Tab | None = None
+        """What its user pays for it; None: nobody was named."""
         self.interruption = Interruption()
         self.tokens: TokenStream | None = None
         self.signals: weakref.ref[Signals] | None = None
         """Its source's mailbox. Weak: where the source has let go of its request, nobody can read signals."""
+        self.trace: Trace | None = None
+        """Where it is followed through several systems."""
         self.held: Callable[[], int] | None = None
         """Bytes held elsewhere (the lab's unbounded buffers)."""
         self.watch = StreamWatch(
@@ -97,7 +109,20 @@ class Stream:
 
     def sink(self) -> Sink:
         """Where its frames go."""
-        return self.delivery if self.credit is None else CreditSink(self.delivery, self.credit, self.meter)
+        sink: Sink = self.delivery
+        if self.tab is not None and self.tab.lease is not None:
+            sink = AllowanceSink(sink, self.tab.lease, self.meter, _LEAST.get(self.dialect_name, 1))
+        return sink if self.credit is None else CreditSink(sink, self.credit, self.meter)
+
+    @property
+    def user(self) -> str | None:
+        """Who asked; None: nobody was named."""
+        return None if self.tab is None else self.tab.user.name
+
+    @property
+    def leased(self) -> bool:
+        """Does a budget hold it?"""
+        return self.tab is not None and self.tab.lease is not None
 
     def look(self) -> None:
         """The deadline's callback: heartbeat, stall, end of life."""
@@ -146,8 +171,10 @@ class Stream:
         """Bytes that a wrong discipline keeps in the program: an answer that is collected before it is sent."""
         return 0 if self.held is None else self.held()
 
-    def delivered(self) -> int:
+    def delivered(self, waiting: int | None = None) -> int:
         """Tokens that the client's kernel has taken, as of the stream's end.
+
+        ``waiting``: bytes that it has not taken yet, to know it of a stream that runs.
 
         Where the connection is there, what was written is on its way and counts. Where it was lost, the kernel knew
         how many bytes had not been taken: as many tokens as these bytes hold on average were not delivered.
@@ -155,6 +182,8 @@ class Stream:
         meter = self.meter
         written = meter.tokens if self.lab else meter.tokens_written
         undelivered = self.exchange.connection.undelivered
+        if undelivered is None:
+            undelivered = waiting
         if not undelivered or not meter.bytes:
             return written
         return max(0, written - math.ceil(undelivered * written / meter.bytes))

@@ -15,7 +15,9 @@ from time import monotonic
 from typing import Final, Protocol
 
 from rawstream.errors import (
+    BudgetSpent,
     ClientError,
+    RateLimited,
     RawstreamError,
     ServerShutdown,
     SourceFailed,
@@ -26,6 +28,7 @@ from rawstream.flow.pump import Delivery, Meter, produce
 from rawstream.flow.signals import Signals
 from rawstream.flow.timings import Timings
 from rawstream.limits.admission import Admission
+from rawstream.limits.budget import Ledger, MemoryLedger
 from rawstream.model import (
     Dialect,
     Observer,
@@ -34,17 +37,22 @@ from rawstream.model import (
     Source,
     StreamRecord,
     TokenStream,
+    Tracing,
 )
 from rawstream.server.demand import credit_of
 from rawstream.server.exchange import Exchange
 from rawstream.server.ids import random_id
+from rawstream.server.spending import Spending, Tab
 from rawstream.server.stream import Stream
 from rawstream.server.totals import ENDED_BY, Totals
+from rawstream.server.traces import begin_trace
 from rawstream.server.whole import WholeAnswers
 from rawstream.settings import Settings
 
 _CLOSING_GRACE: Final = 2.0
 """Seconds that a source may take to clean up after its stream."""
+_LONGEST_REPR: Final = 500
+"""Characters of an exception of a source's own: its text may be as long as what a client sent."""
 
 
 class Discipline(Protocol):
@@ -56,11 +64,20 @@ class Discipline(Protocol):
 class Streams:
     """All live streams of one process."""
 
-    def __init__(self, settings: Settings, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        observers: Sequence[Observer] = (),
+        tracing: Tracing | None = None,
+        ledger: Ledger | None = None,
+    ) -> None:
+        """``ledger``: where users' budgets are kept; in memory when it is not given."""
         self.settings = settings
+        self.tracing = tracing
         self.admission = Admission(settings.max_streams)
         self.whole = WholeAnswers(self.admission)
-        self.totals = Totals()
+        self.spending = Spending(MemoryLedger() if ledger is None else ledger)
+        self.totals = Totals(user.name for user in settings.users)
         self.timings = Timings()
         self.observers = list(observers)
         self.pausing: asyncio.Event | None = None
@@ -104,13 +121,21 @@ class Streams:
         """Answer ``exchange`` with a stream of ``source``'s tokens. ``dialect_of`` gets the new stream's id.
 
         ``discipline``: one of the lab's wrong ones. Raises nothing that the client or the source did once the stream
-        is admitted; errors before that (``LimitReached``, ``BadRequest``) are raised for the caller to answer.
+        is admitted; errors before that (``LimitReached``, ``ClientError``) are raised for the caller to answer.
         """
         if exchange.head.method == "HEAD":
             exchange.start(200, dialect_of("0").headers)
             await exchange.finish()
             return
-        stream, tokens, dialect = self._open(exchange, request, source, dialect_of, lab=discipline is not None)
+        tab = None
+        if exchange.user is not None:
+            tab = await self.spending.open(exchange.user, self.model_of(request, source))
+        try:
+            stream, tokens, dialect = self._open(exchange, request, source, dialect_of, tab, lab=discipline is not None)
+        except BaseException:
+            if tab is not None:
+                await self.spending.close(tab)
+            raise
         del request, source, dialect_of
         connection = exchange.connection
         error: RawstreamError | None = None
@@ -136,13 +161,16 @@ class Streams:
                             await stream.delivery.finish(last)
                     finally:
                         stream.end_signals()
-                        await _close(tokens)
-                        if stream.interruption.reason is not None:
-                            self.timings.cancel.add(monotonic() - stream.interruption.at)
+                        try:
+                            await _close(tokens)
+                        finally:
+                            if stream.interruption.reason is not None:
+                                self.timings.cancel.add(monotonic() - stream.interruption.at)
             except RawstreamError as reason:
                 error = reason
             except Exception as failure:
-                error = SourceFailed(f"the source failed: {type(failure).__name__}", detail=repr(failure))
+                told = repr(failure)[:_LONGEST_REPR]
+                error = SourceFailed(f"the source failed: {type(failure).__name__}", detail=told)
             connection.stream_ends()
             if error is not None:
                 await self._tell(stream, dialect, error)
@@ -158,6 +186,14 @@ class Streams:
             if error is not None:
                 # The frames in them refer to the stream, and the stream to its error: nobody would free it at once.
                 error.__traceback__ = error.__context__ = error.__cause__ = None
+            if tab is not None:
+                tab.count(stream.meter.tokens, whole=error is None)
+                del stream, tokens, dialect
+                await self.spending.close(tab)
+
+    def model_of(self, request: Request, source: Source) -> str:
+        """The model that a request is for, as its user's rights are looked at."""
+        return request.model or self.settings.upstream_model or source.name
 
     def _open(
         self,
@@ -165,6 +201,7 @@ class Streams:
         request: Request,
         source: Source,
         dialect_of: Callable[[str], Dialect],
+        tab: Tab | None,
         *,
         lab: bool,
     ) -> tuple[Stream, TokenStream, Dialect]:
@@ -179,14 +216,19 @@ class Streams:
             request.is_committed = meter.is_committed
             tokens = source.tokens(request)
             dialect = dialect_of(request.id)
+            trace = begin_trace(self.tracing, request, exchange.head, exchange.path)
         except BaseException:
             exchange.stream_id = None
             self.admission.leave()
             raise
         delivery = Delivery(exchange, dialect, meter, dialect.headers, self.pausing, self.timings)
         stream = Stream(exchange, dialect.name, delivery, self.settings, lab=lab)
+        if tab is not None:
+            stream.tab, tab.source = tab, tokens
         if credit is not None and not lab:
             stream.credit, tokens = credit, OneByOne(tokens)
+        if trace is not None:
+            stream.trace, tokens = trace, trace.watch(tokens)
         stream.tokens = tokens
         stream.signals = weakref.ref(signals)
         exchange.forget_request()
@@ -209,6 +251,8 @@ class Streams:
                 await stream.delivery.stop(str(error))
             elif not stream.delivery.committed and not exchange.started:
                 await exchange.refuse(error)
+            elif stream.leased and isinstance(error, BudgetSpent | RateLimited):
+                await stream.delivery.finish(b"", "length", error.code)
             else:
                 await stream.delivery.fail(error)
         except RawstreamError:
@@ -238,6 +282,7 @@ class Streams:
             seconds_source=source,
             seconds_client=by_client,
             seconds_network=by_network,
+            user=stream.user,
             detail=None if error is None else error.detail or str(error),
         )
         self.timings.whole.add(record.seconds)
@@ -249,8 +294,12 @@ class Streams:
         totals.waiting["network"] += by_network
         totals.bytes += meter.bytes
         totals.outcomes[outcome.value] += 1
+        if record.user is not None:
+            totals.of_user(record.user).spent(record.tokens, record.delivered)
         for observer in self.observers:
             observer.stream_ended(record)
+        if stream.trace is not None:
+            stream.trace.ended(outcome, record)
 
 
 async def _close(tokens: TokenStream) -> None:

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from rawstream.settings.tables import UpstreamSettings, UserSettings
+from rawstream.settings.lists import LISTS
+from rawstream.settings.tables import UpstreamSettings, UserSettings, table_faults
 
 __all__ = ["FIELDS", "KiB", "MiB", "Settings", "UpstreamSettings", "UserSettings", "check", "faults"]
 
@@ -66,7 +67,8 @@ class Settings:
         None,
         "Users",
         "text",
-        "Addresses and networks whose X-Forwarded-For, X-Forwarded-Proto and user header are believed: 127.0.0.1,10.0.0.0/8.",
+        "Addresses and networks whose X-Forwarded-For, -Proto and -Host and user header are believed: "
+        "127.0.0.1,10.0.0.0/8; unix: whoever connects to --uds.",
     )
     allowed_hosts: str | None = _setting(
         None,
@@ -287,9 +289,20 @@ class Settings:
         "info", "Life cycle", "text", "debug, info, warning or error. Every stream's end is one info line."
     )
 
+    otel: bool | None = _setting(
+        None,
+        "Life cycle",
+        "flag",
+        "Send traces to an OpenTelemetry collector; default: where OTEL_EXPORTER_OTLP_ENDPOINT names one. Needs "
+        "rawstream[otel].",
+    )
+
     # --- the lab
     lab: bool | None = _setting(
-        None, "Lab", "flag", "The lab and its wrong disciplines; default: on when listening on loopback only."
+        None,
+        "Lab",
+        "flag",
+        "The lab and its wrong disciplines; default: on when listening on loopback only, and no users are configured.",
     )
     lab_memory: int = _setting(
         1024 * MiB, "Lab", "bytes", "Memory that all streams of the wrong disciplines may take together."
@@ -307,8 +320,13 @@ class Settings:
         return self.uds is not None or self.host in ("127.0.0.1", "::1", "localhost") or self.host.startswith("127.")
 
     @property
+    def has_users(self) -> bool:
+        """False: everybody may ask."""
+        return bool(self.users) or self.user_header is not None
+
+    @property
     def lab_enabled(self) -> bool:
-        return self.loopback_only if self.lab is None else self.lab
+        return self.loopback_only and not self.has_users if self.lab is None else self.lab
 
 
 FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {
@@ -354,20 +372,17 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"admin must be HOST:PORT, not {values['admin']!r}"
     if values["upstream"] is not None and values["source"] is not None:
         yield "upstream and source exclude each other: tokens come from one place"
-    if values["upstreams"]:
-        for name in ("upstream", "source"):
-            if values[name] is not None:
-                yield f"{name} and upstreams exclude each other: tokens come from one place"
-        if values["upstream_api_key"] is not None:
-            yield "upstream_api_key goes with upstream: each of upstreams has a key of its own, or none"
-        names = [upstream.name for upstream in values["upstreams"]]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            yield f"upstreams: two are called {name!r}"
+    yield from table_faults(values)
 
 
 def _fault(name: str, value: object, unit: str) -> str | None:
     if name in _CHOICES and value not in _CHOICES[name]:
         return f"must be one of {', '.join(_CHOICES[name])}, not {value!r}"
+    if name in LISTS and isinstance(value, str):
+        try:
+            LISTS[name](value)
+        except ValueError as error:
+            return str(error)
     if unit in ("bytes", "seconds", "count", "ratio") and isinstance(value, int | float):
         if value != value or value in (float("inf"), float("-inf")):
             return f"must be a finite number, not {value!r}"

@@ -6,7 +6,8 @@ Rule 1: a field's name is its key in the file. What makes no sense is said with 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 
@@ -86,10 +87,15 @@ _HEX: Final = frozenset("0123456789abcdef")
 _USER_LIMITS: Final = ("max_streams", "requests_per_minute", "tokens_per_minute", "tokens_per_day")
 
 
+def is_user_name(text: str) -> bool:
+    """May a user be called so? What stands in logs, metrics and the ledger is no text of anybody's choice."""
+    return 0 < len(text) <= 128 and _USER_CHARACTERS.issuperset(text)
+
+
 def user_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What makes no sense in the fields of a user, as (key, message)."""
     name = values.get("name", "")
-    if name != ANYBODY and not (0 < len(name) <= 128 and _USER_CHARACTERS.issuperset(name)):
+    if name != ANYBODY and not is_user_name(name):
         yield "name", f"must be 1 to 128 letters, digits, '.', '_', '-', '@' or '+', or '*' alone, not {name!r}"
     keys = values.get("keys", ())
     if name == ANYBODY and keys:
@@ -110,3 +116,31 @@ def is_hashed_key(text: str) -> bool:
     kind, _, rest = text.partition(":")
     public, _, digest = rest.partition(":")
     return kind == "sha256" and bool(public) and public.isalnum() and len(digest) == 64 and _HEX.issuperset(digest)
+
+
+def key_ids(keys: Iterable[str]) -> list[str]:
+    """The public parts of hashed keys."""
+    return [key.split(":")[1] for key in keys]
+
+
+def table_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    """What makes no sense in several tables together, or with the settings beside them."""
+    if values["upstreams"]:
+        for name in ("upstream", "source"):
+            if values[name] is not None:
+                yield f"{name} and upstreams exclude each other: tokens come from one place"
+        if values["upstream_api_key"] is not None:
+            yield "upstream_api_key goes with upstream: each of upstreams has a key of its own, or none"
+    for table in ("upstreams", "users"):
+        for name in _twice(one.name for one in values[table]):
+            yield f"{table}: two are called {name!r}"
+    for public in _twice(public for user in values["users"] for public in key_ids(user.keys)):
+        yield f"users: the key {public} is there twice"
+    if values["user_header"] is not None and values["trusted_proxies"] is None:
+        yield "user_header needs trusted_proxies: who is believed when it names a user?"
+    if values["user_header"] is None and any(user.name == ANYBODY for user in values["users"]):
+        yield "users: '*' is whom a proxy names, which needs user_header"
+
+
+def _twice(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, times in Counter(names).items() if times > 1)

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from rawstream.errors import ModelNotFound, RawstreamError, SettingsError
-from rawstream.model import NO_SIGNALS, Request, SourceItem, SourceStatistics
+from rawstream.model import NO_SIGNALS, Request, SourceItem, SourceStatistics, Usage
 from rawstream.settings import Settings
 from rawstream.sources import attempts
 from rawstream.sources.course import Course
@@ -168,6 +168,11 @@ class RoutedStream:
         """
         inner = self._inner
         return self._first() if inner is None or self._request is not None else inner.__anext__()
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the upstream counted, as it told last."""
+        return None if self._inner is None else self._inner.usage
 
     def statistics(self) -> SourceStatistics:
         """What the upstream's stream holds."""

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from rawstream.errors import MisuseError, SettingsError, UpstreamFailed, UpstreamIdle, UpstreamRejected
-from rawstream.model import Request, SourceStatistics, Token
+from rawstream.model import Headers, Request, SourceStatistics, Token, Usage
 from rawstream.settings import MiB, Settings
 from rawstream.sources.http_client import HttpClient, HttpResponse, origin_of
 from rawstream.sources.openai_events import DONE, answer_as_token, append_tokens, message_of
@@ -35,6 +35,7 @@ MAX_REJECTION: Final = 64 * 1024
 REJECTION_WAIT: Final = 5.0
 """Seconds that an error's body may take; without it the status is relayed all the same."""
 _RELAYED: Final = ("retry-after", "retry-after-ms", "x-should-retry")
+_PORTS: Final = {"http": 80, "https": 443}
 
 
 class UpstreamSource:
@@ -71,7 +72,7 @@ class UpstreamSource:
         UpstreamRejected. Cancelling is safe: the connection is closed.
         """
         body = msgspec.json.encode(self._body(request, stream=False))
-        return await self._whole("POST", "/chat/completions", body, due)
+        return await self._whole("POST", "/chat/completions", body, due, self._trace(request))
 
     async def models(self, *, due: float | None = None) -> bytes:
         """The body of the upstream's ``GET /models``, untouched. Raises as ``complete`` does."""
@@ -84,7 +85,14 @@ class UpstreamSource:
     async def start(self, request: Request, due: float) -> HttpResponse:
         """Send a streaming request; the response's head has status 200. Raises as ``complete`` does."""
         body = msgspec.json.encode(self._body(request, stream=True))
-        return await self._open("POST", "/chat/completions", body, "text/event-stream", due)
+        return await self._open("POST", "/chat/completions", body, "text/event-stream", due, self._trace(request))
+
+    def _trace(self, request: Request) -> Headers:
+        """What to tell the upstream of what this request is a part of."""
+        if request.trace is None:
+            return ()
+        base, model = self._base, request.model or self._settings.upstream_model
+        return request.trace.upstream_asked(base.hostname or "", base.port or _PORTS[base.scheme], model)
 
     def _body(self, request: Request, *, stream: bool) -> dict[str, Any]:
         body = dict(request.extra)
@@ -98,7 +106,9 @@ class UpstreamSource:
             body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         return body
 
-    async def _open(self, method: str, path: str, body: bytes, accept: str, due: float | None) -> HttpResponse:
+    async def _open(
+        self, method: str, path: str, body: bytes, accept: str, due: float | None, told: Headers = ()
+    ) -> HttpResponse:
         """The response to a request, if its status is 200 and it is there by ``due``."""
         settings = self._settings
         timeout = settings.upstream_first_token_timeout
@@ -110,6 +120,7 @@ class UpstreamSource:
             headers.append(("content-type", "application/json"))
         if settings.upstream_api_key:
             headers.append(("authorization", f"Bearer {settings.upstream_api_key}"))
+        headers.extend(told)
         late = f"the upstream sent no answer within {settings.upstream_first_token_timeout:g} s"
         response = await self.client.open(method, url, headers, body, head_timeout=timeout, late=late)
         try:
@@ -124,8 +135,8 @@ class UpstreamSource:
             raise
         return response
 
-    async def _whole(self, method: str, path: str, body: bytes, due: float | None = None) -> bytes:
-        response = await self._open(method, path, body, "application/json", due)
+    async def _whole(self, method: str, path: str, body: bytes, due: float | None = None, told: Headers = ()) -> bytes:
+        response = await self._open(method, path, body, "application/json", due, told)
         try:
             if media_type(response) != "application/json":
                 raise UpstreamFailed(f"the upstream answered with {self.kind_of(response)} instead of JSON")
@@ -194,6 +205,7 @@ class UpstreamStream:
         "_response",
         "_source",
         "_whole",
+        "usage",
     )
 
     def __init__(self, source: UpstreamSource, request: Request, due: float | None, on_end: OnEnd | None) -> None:
@@ -210,6 +222,8 @@ class UpstreamStream:
         self._finish_seen = False
         self._whole = False
         """Is the answer complete, as far as its content goes?"""
+        self.usage: Usage | None = None
+        """What the upstream counted, as it told last: in the last event of a read, where an answer ends."""
 
     def __aiter__(self) -> UpstreamStream:
         return self
@@ -232,6 +246,7 @@ class UpstreamStream:
             if self._request is not None:
                 answer = await self._begin(self._request)
                 if answer is not None:
+                    self.usage = answer.usage
                     return [answer]
             response = self._response
             if self._failure is not None:
@@ -324,6 +339,8 @@ class UpstreamStream:
             quoted = self._source.quotes_key(b"\n".join(payloads))
             self._failure = UpstreamFailed("the upstream failed") if quoted else failure
             self._whole = False
+        if tokens and tokens[-1].usage is not None:
+            self.usage = tokens[-1].usage
         if not self._finish_seen:
             for token in tokens:
                 if token.finish_reason is not None:

@@ -6,7 +6,9 @@
 
 Rule 1: exactly these bytes, the space after the colon too: clients in the field match on them.
 Rule 2: a failure is ``data: {"error": "message", "code": "upstream_idle"}``, and nothing follows it.
-Rule 3: encoding is the cost that every token pays. A whole batch is one ``join`` over ready-made strings.
+Rule 3: an answer that we end before its time is whole, and says why in an event before the end:
+        ``data: {"finish_reason": "length", "code": "insufficient_quota"}``.
+Rule 4: encoding is the cost that every token pays. A whole batch is one ``join`` over ready-made strings.
 """
 
 from __future__ import annotations
@@ -26,6 +28,13 @@ _BETWEEN: Final = _CLOSE + _OPEN
 def error_event(message: str, code: str) -> bytes:
     """The in-stream error, shared by all dialects of this family."""
     return b'data: {"error": ' + quote(message) + b', "code": ' + quote(code) + b"}\n\n"
+
+
+def ended_early(finish_reason: str | None, reason: str | None) -> bytes:
+    """The event that tells why an answer ends before its time, shared as well; b'' when there is no reason to tell."""
+    if reason is None:
+        return b""
+    return b'data: {"finish_reason": ' + quote(finish_reason or "stop") + b', "code": ' + quote(reason) + b"}\n\n"
 
 
 class ChatTokens:
@@ -53,5 +62,5 @@ class ChatTokens:
     def stopped(self, reason: str) -> bytes:
         return self.terminal("stop")
 
-    def terminal(self, finish_reason: str | None = None) -> bytes:
-        return DONE
+    def terminal(self, finish_reason: str | None = None, reason: str | None = None) -> bytes:
+        return ended_early(finish_reason, reason) + DONE

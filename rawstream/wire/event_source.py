@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rawstream.model import Headers, TokenItem
-from rawstream.wire.chat_tokens import error_event
+from rawstream.wire.chat_tokens import ended_early, error_event
 from rawstream.wire.json_text import quote_all
 from rawstream.wire.sse import EVENT_STREAM_HEADERS, encode_event, utf8
 
@@ -66,8 +66,8 @@ class EventSource:
     def stopped(self, reason: str) -> bytes:
         return self.terminal("stop")
 
-    def terminal(self, finish_reason: str | None = None) -> bytes:
-        return self._open(self._end)
+    def terminal(self, finish_reason: str | None = None, reason: str | None = None) -> bytes:
+        return self._open(ended_early(finish_reason, reason) + self._end)
 
     def _open(self, frames: bytes) -> bytes:
         """``retry`` goes with the first event, whichever it is."""

@@ -119,8 +119,10 @@ class OpenAIChat:
     def stopped(self, reason: str) -> bytes:
         return self.terminal("stop")
 
-    def terminal(self, finish_reason: str | None = None) -> bytes:
+    def terminal(self, finish_reason: str | None = None, reason: str | None = None) -> bytes:
         """Finish chunks that have not been sent, usage if asked for and not sent, ``[DONE]``: one write.
+
+        ``reason`` stands in them as ``"rawstream":{"reason":…}``, which no SDK minds.
 
         A relay's open choices get a finish chunk only with ``finish_reason`` given: we know why *we* ended
         it, and do not make up why the upstream did.
@@ -129,9 +131,9 @@ class OpenAIChat:
         if not self._choices and not self._relaying:
             frames.append(self._begin(0))
         for index, told in self._choices.items():
-            reason = finish_reason or told or (None if self._relaying else "stop")
-            if told != _FINISHED and reason:
-                frames.append(self._chunk(index, b"{}", quote(reason)))
+            said = finish_reason or told or (None if self._relaying else "stop")
+            if told != _FINISHED and said:
+                frames.append(self._chunk(index, b"{}", quote(said), _extension(reason)))
                 self._choices[index] = _FINISHED
         if self.include_usage and not self._usage_sent:
             frames.append(self._usage_chunk())
@@ -171,9 +173,9 @@ class OpenAIChat:
         self._choices[index] = None
         return self._chunk(index, _ROLE)
 
-    def _chunk(self, index: int, delta: bytes, finish_reason: bytes = b"null") -> bytes:
-        return b'%b"choices":[{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}]%b' % (
-            self._start, index, delta, finish_reason, self._end,
+    def _chunk(self, index: int, delta: bytes, finish_reason: bytes = b"null", more: bytes = b"") -> bytes:
+        return b'%b"choices":[{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}]%b%b' % (
+            self._start, index, delta, finish_reason, more, self._end,
         )  # fmt: skip
 
     def _usage_chunk(self) -> bytes:
@@ -223,6 +225,11 @@ class OpenAIChat:
         self._open = self._start + b'"choices":[{"index":0,"delta":{"content":'
 
 
+def _extension(reason: str | None) -> bytes:
+    """Our own field in a chunk or an answer that we ended early; b'' when there is no reason to tell."""
+    return b"" if reason is None else b',"rawstream":{"reason":' + quote(reason) + b"}"
+
+
 def _event(raw: bytes) -> bytes:
     if b"\n" in raw or b"\r" in raw:
         # The event came as several data lines, and leaves as several.
@@ -251,9 +258,13 @@ def whole_answer(
     created: int,
     model: str,
     finish_reason: str | None = None,
+    reason: str | None = None,
     prompt_tokens: int = 0,
 ) -> bytes:
-    """The ``chat.completion`` object for an answer that was not streamed. ``finish_reason`` overrides the tokens'."""
+    """The ``chat.completion`` object for an answer that was not streamed. ``finish_reason`` overrides the tokens'.
+
+    ``reason``: why it was ended early, as in a stream.
+    """
     contents: dict[int, list[str]] = {0: []}
     reasons: dict[int, str] = {}
     usage: Usage | None = None
@@ -270,8 +281,8 @@ def whole_answer(
         for index, pieces in sorted(contents.items())
     ]
     usage = usage or _count(prompt_tokens, sum(map(len, contents.values())))
-    return b'{"id":%b,"object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}' % (
-        quote(id), created, quote(model), b",".join(choices), msgspec.json.encode(usage),
+    return b'{"id":%b,"object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b%b}' % (
+        quote(id), created, quote(model), b",".join(choices), msgspec.json.encode(usage), _extension(reason),
     )  # fmt: skip
 
 

@@ -43,5 +43,5 @@ class PlainText:
     def stopped(self, reason: str) -> bytes:
         return self.terminal("stop")
 
-    def terminal(self, finish_reason: str | None = None) -> bytes:
+    def terminal(self, finish_reason: str | None = None, reason: str | None = None) -> bytes:
         return b""

@@ -116,14 +116,20 @@ class UIMessages:
         """The end of an answer that was stopped on purpose; it takes the place of ``terminal``."""
         return self._close() + b'data: {"type":"abort","reason":' + quote(reason) + _END + DONE
 
-    def terminal(self, finish_reason: str | None = None) -> bytes:
-        """What is open ends, calls are told whole, and the message is finished, with its usage where it is known."""
+    def terminal(self, finish_reason: str | None = None, reason: str | None = None) -> bytes:
+        """What is open ends, calls are told whole, and the message is finished, with its usage where it is known.
+
+        Its metadata holds ``reason`` too, where there is one.
+        """
         frames = [self._close()]
         self._end_calls(frames)
-        reason = _FINISH_REASONS.get(finish_reason or self._finish_reason or "stop", "other")
-        frames.append(b'data: {"type":"finish-step"}\n\ndata: {"type":"finish","finishReason":' + quote(reason))
-        if self._usage is not None:
-            frames.append(b',"messageMetadata":{"usage":' + _usage(self._usage) + b"}")
+        said = _FINISH_REASONS.get(finish_reason or self._finish_reason or "stop", "other")
+        frames.append(b'data: {"type":"finish-step"}\n\ndata: {"type":"finish","finishReason":' + quote(said))
+        metadata = [] if self._usage is None else [b'"usage":' + _usage(self._usage)]
+        if reason is not None:
+            metadata.append(b'"reason":' + quote(reason))
+        if metadata:
+            frames.append(b',"messageMetadata":{' + b",".join(metadata) + b"}")
         return b"".join([*frames, _END, DONE])
 
     # --- parts

@@ -69,8 +69,8 @@ class Plain:
     def error(self, message: str, code: str) -> bytes:
         return b"!" + code.encode()
 
-    def terminal(self, finish_reason: str | None = None) -> bytes:
-        return b">" + (finish_reason or "").encode()
+    def terminal(self, finish_reason: str | None = None, reason: str | None = None) -> bytes:
+        return b">" + (finish_reason or "").encode() + (reason or "").encode()
 
     def stopped(self, reason: str) -> bytes:
         return b"." + reason.encode()

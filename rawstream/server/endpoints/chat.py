@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from rawstream.errors import BadRequest
 from rawstream.model import Source
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
@@ -29,12 +28,6 @@ def plain_text(stream_id: str) -> PlainText:
     return PlainText()
 
 
-def refuse_foreign_page(exchange: Exchange) -> None:
-    """Raise 403 for a GET of another site's page: an ``<img>`` there must not start generations (Fetch Metadata)."""
-    if exchange.head.header("sec-fetch-site") == "cross-site":
-        raise BadRequest("this is not answered to pages of another site", status=403, code="forbidden")
-
-
 class ChatEndpoints:
     """The handlers, over one source and one registry of streams."""
 
@@ -43,10 +36,10 @@ class ChatEndpoints:
         self.source = source
 
     def register(self, router: Router) -> None:
-        router.add("POST", "/chat", self.chat, json=True)
-        router.add("GET", "/stream", self.event_source)
-        router.add("POST", "/text", self.text, json=True)
-        router.add("GET", "/text", self.text)
+        router.add("POST", "/chat", self.chat, json=True, access="generate")
+        router.add("GET", "/stream", self.event_source, access="generate")
+        router.add("POST", "/text", self.text, json=True, access="generate")
+        router.add("GET", "/text", self.text, access="generate")
 
     def chat(self, exchange: Exchange, discipline: Discipline | None = None) -> Awaitable[None]:
         request = decode_chat(exchange.content)
@@ -54,16 +47,11 @@ class ChatEndpoints:
 
     def text(self, exchange: Exchange) -> Awaitable[None]:
         head = exchange.head
-        if head.method == "POST":
-            request = decode_chat(exchange.content)
-        else:
-            refuse_foreign_page(exchange)
-            request = from_query(head.query)
+        request = decode_chat(exchange.content) if head.method == "POST" else from_query(head.query)
         return self.streams.run(exchange, request, limited(self.source, request), plain_text)
 
     def event_source(self, exchange: Exchange) -> Awaitable[None]:
         """For ``EventSource``: a client that has seen the end of its stream must not start another one."""
-        refuse_foreign_page(exchange)
         head = exchange.head
         last = head.header("last-event-id")
         if last is not None and last.endswith(".end"):

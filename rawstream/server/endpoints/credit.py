@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from rawstream.errors import BadRequest
+from rawstream.server.endpoints.streams import own_stream
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
@@ -38,9 +39,7 @@ class CreditEndpoints:
             body = msgspec.json.decode(exchange.content, type=Consumed)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(f'the body must be {{"consumed": tokens}}: {error}') from None
-        stream = self.streams.find(exchange.param("id"))
-        if stream is None:
-            raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
+        stream = own_stream(self.streams, exchange)
         if stream.credit is None:
             raise BadRequest("this stream was not asked for with ?credit=N", status=409, code="no_credit")
         stream.credit.grant(body.consumed, stream.meter.tokens)

@@ -23,6 +23,7 @@ from rawstream.errors import BadRequest, ClientStalled, TooManyStreams
 from rawstream.flow.interrupt import Interruption
 from rawstream.flow.kernel import TcpInfo, tcp_info
 from rawstream.flow.watch import Finding, StreamWatch
+from rawstream.server.connection import Connection
 from rawstream.server.endpoints.operations import require_operator
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
@@ -190,9 +191,10 @@ def _pieces(interval: float) -> Iterator[float]:
 class Watchers:
     """Sends samples to whoever watches, at their pace."""
 
-    def __init__(self, streams: Streams, draining: Callable[[], bool]) -> None:
+    def __init__(self, streams: Streams, ends: Callable[[Connection], bool]) -> None:
+        """``ends(connection)``: is the server about to end whoever came in by it?"""
         self._streams = streams
-        self._draining = draining
+        self._ends = ends
         self.open = 0
 
     async def send(
@@ -233,13 +235,13 @@ class Watchers:
         try:
             async with interruption:
                 while True:
-                    ended = over() or self._draining()
+                    ended = over() or self._ends(connection)
                     if ended:
                         break
                     if exchange.room > 0:
                         exchange.write_nowait(event(sample()))
                     for piece in _pieces(interval):
-                        if over() or self._draining():
+                        if over() or self._ends(connection):
                             break
                         await asyncio.sleep(piece)
                 await exchange.finish(event(sample()))
@@ -256,14 +258,16 @@ def event(content: dict[str, Any]) -> bytes:
 class EventsEndpoints:
     """The handler, over the registry of streams and what the server says of itself."""
 
-    def __init__(self, streams: Streams, *, draining: Callable[[], bool], levels: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, streams: Streams, *, ends: Callable[[Connection], bool], levels: Callable[[], dict[str, Any]]
+    ) -> None:
         self.streams = streams
-        self.watchers = Watchers(streams, draining)
+        self.watchers = Watchers(streams, ends)
         self._levels = levels
         self._process = ProcessLevels()
 
     def register(self, router: Router) -> None:
-        router.add("GET", "/debug/events", self.events)
+        router.add("GET", "/debug/events", self.events, access="operator")
 
     async def events(self, exchange: Exchange) -> None:
         require_own_origin(exchange)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Coroutine
 from time import monotonic
 from typing import Any
@@ -11,7 +10,7 @@ import msgspec
 
 from rawstream.errors import BadRequest
 from rawstream.server.exchange import Exchange
-from rawstream.server.metrics import CONTENT_TYPE
+from rawstream.server.peers import came_through_proxy, is_loopback, peer_of
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
 
@@ -26,10 +25,11 @@ def require_operator(exchange: Exchange) -> None:
 
 
 def require_loopback(exchange: Exchange) -> None:
-    """Raise 403 unless the peer is on this machine (a loopback address, or a Unix socket)."""
-    peer = exchange.connection.transport.get_extra_info("peername")
-    if isinstance(peer, tuple) and peer and not ipaddress.ip_address(str(peer[0]).split("%", 1)[0]).is_loopback:
-        raise BadRequest("this is answered on the loopback interface only", status=403, code="forbidden")
+    """Raise 403 unless the peer is on this machine (a loopback address, or a Unix socket), and asks for itself."""
+    if not is_loopback(peer_of(exchange.connection.transport)) or came_through_proxy(exchange.head):
+        raise BadRequest(
+            "this is answered on the loopback interface only, and not through a proxy", status=403, code="forbidden"
+        )
 
 
 class OperationsEndpoints:
@@ -41,18 +41,19 @@ class OperationsEndpoints:
         *,
         ready: Callable[[], bool],
         levels: Callable[[], dict[str, Any]],
-        metrics: Callable[[], Coroutine[Any, Any, bytes]],
+        metrics: Callable[[str | None], Coroutine[Any, Any, tuple[str, bytes]]],
     ) -> None:
+        """``metrics(accept)``: content type and body, for a request with that ``Accept``."""
         self.streams = streams
         self._metrics = metrics
         self._ready = ready
         self._levels = levels
 
     def register(self, router: Router) -> None:
-        router.add("GET", "/healthz", self.healthz)
-        router.add("GET", "/readyz", self.readyz)
-        router.add("GET", "/debug/streams", self.debug_streams)
-        router.add("GET", "/metrics", self.metrics)
+        router.add("GET", "/healthz", self.healthz, access="open")
+        router.add("GET", "/readyz", self.readyz, access="open")
+        router.add("GET", "/debug/streams", self.debug_streams, access="operator")
+        router.add("GET", "/metrics", self.metrics, access="operator")
 
     async def healthz(self, exchange: Exchange) -> None:
         await exchange.respond_json(b'{"status": "alive"}')
@@ -72,5 +73,5 @@ class OperationsEndpoints:
     async def metrics(self, exchange: Exchange) -> None:
         """For Prometheus."""
         require_operator(exchange)
-        body = await self._metrics()
-        await exchange.respond(200, [("content-type", CONTENT_TYPE), ("cache-control", "no-store")], body)
+        content_type, body = await self._metrics(exchange.head.header("accept"))
+        await exchange.respond(200, [("content-type", content_type), ("cache-control", "no-store")], body)

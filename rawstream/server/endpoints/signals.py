@@ -11,6 +11,7 @@ from typing import Final
 
 from rawstream.errors import BadRequest
 from rawstream.flow.signals import MOST_UNREAD
+from rawstream.server.endpoints.streams import own_stream
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
@@ -34,9 +35,8 @@ class SignalEndpoints:
         413: it is longer than 64 KiB; 429: 64 wait already.
         """
         value = decode_value(exchange.content)
-        stream = self.streams.find(exchange.param("id"))
-        signals = None if stream is None else stream.mailbox
-        if stream is None or (signals is not None and signals.closed):
+        signals = own_stream(self.streams, exchange).mailbox
+        if signals is not None and signals.closed:
             raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
         if signals is None:
             raise BadRequest("this stream's source takes no signals", status=409, code="no_signals")

@@ -1,4 +1,7 @@
-"""One live stream, for whoever has its (secret) id: its state, and its end."""
+"""One live stream, for whoever has its (secret) id: its state, and its end.
+
+Where users are configured its own user has to have the id: to anybody else the stream is not there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,17 @@ import msgspec
 from rawstream.errors import BadRequest
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
+from rawstream.server.stream import Stream
 from rawstream.server.streams import Streams
+
+
+def own_stream(streams: Streams, exchange: Exchange) -> Stream:
+    """The stream that the path names. Raises BadRequest (404): it does not run (any more), or it is another user's."""
+    stream = streams.find(exchange.param("id"))
+    user = exchange.user
+    if stream is None or stream.user != (None if user is None else user.name):
+        raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
+    return stream
 
 
 class StreamEndpoints:
@@ -24,13 +37,10 @@ class StreamEndpoints:
 
     async def stream(self, exchange: Exchange) -> None:
         """One stream's state, for whoever has its (secret) id."""
-        stream = self.streams.find(exchange.param("id"))
-        if stream is None:
-            raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
+        stream = own_stream(self.streams, exchange)
         await exchange.respond_json(msgspec.json.encode(stream.snapshot(monotonic())))
 
     async def stop(self, exchange: Exchange) -> None:
         """Stop a stream for everybody. 202: it is being stopped; 404: it does not run (any more)."""
-        if not self.streams.stop(exchange.param("id")):
-            raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
+        self.streams.stop(own_stream(self.streams, exchange).id)
         await exchange.respond_json(b'{"status": "stopping"}', 202)

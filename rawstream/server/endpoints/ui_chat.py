@@ -40,7 +40,7 @@ class UIChatEndpoints:
         self.source = source
 
     def register(self, router: Router) -> None:
-        router.add("POST", "/api/chat", self.chat, json=True, refusal=refusal)
+        router.add("POST", "/api/chat", self.chat, json=True, refusal=refusal, access="generate")
         router.add("GET", "/api/chat/{id}/stream", self.resume, refusal=refusal)
 
     def chat(self, exchange: Exchange) -> Awaitable[None]:
