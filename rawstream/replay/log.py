@@ -13,7 +13,7 @@ the number of its first event, and within a piece events are told apart by the b
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from rawstream.errors import RawstreamError
@@ -143,3 +143,10 @@ class Log:
     def _tell(self) -> None:
         for callback in list(self._listeners.values()):
             callback()
+
+
+def pieces_from(log: Log, position: int) -> Iterator[bytes]:
+    """All events from ``position`` to the present end. Raises FellBehind."""
+    while piece := log.read(position, log.window):
+        position += len(piece)
+        yield piece

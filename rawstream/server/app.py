@@ -38,6 +38,7 @@ from rawstream.server.governor import Governor
 from rawstream.server.listener import Listener, listen, listen_at
 from rawstream.server.logs import StreamLog
 from rawstream.server.metrics import Metrics
+from rawstream.server.resuming import Resuming
 from rawstream.server.router import Router, prepare
 from rawstream.server.streams import Streams
 from rawstream.server.tls import TlsProtocol, server_context
@@ -111,10 +112,11 @@ class App:
         self.router = Router()
         self.operator_router = Router()
         """What the admin port answers, and nothing else."""
-        self.chat = ChatEndpoints(self.streams, source)
+        self.resuming = Resuming(self.streams)
+        self.chat = ChatEndpoints(self.streams, source, self.resuming)
         self.chat.register(self.router)
-        CompletionEndpoints(self.streams, source).register(self.router)
-        UIChatEndpoints(self.streams, source).register(self.router)
+        CompletionEndpoints(self.streams, source, self.resuming).register(self.router)
+        UIChatEndpoints(self.streams, source, self.resuming).register(self.router)
         CreditEndpoints(self.streams).register(self.router)
         SignalEndpoints(self.streams).register(self.router)
         StreamEndpoints(self.streams).register(self.router)

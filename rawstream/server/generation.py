@@ -13,22 +13,35 @@ the books are those of every other stream.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from time import monotonic
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-from rawstream.errors import ClientDisconnected, RawstreamError, SourceFailed, StreamDeadline, StreamStopped
+from rawstream.errors import (
+    BudgetSpent,
+    ClientDisconnected,
+    RateLimited,
+    RawstreamError,
+    SourceFailed,
+    StreamDeadline,
+    StreamStopped,
+)
+from rawstream.flow.allowance import AllowanceSink
 from rawstream.flow.interrupt import Interruption
-from rawstream.flow.pump import Meter, produce
+from rawstream.flow.pump import Meter, Sink, produce
 from rawstream.flow.signals import Signals
 from rawstream.model import Dialect, Outcome, Request, SourceItem, SourceStatistics, Token, TokenStream
 from rawstream.replay.log import Log
 from rawstream.server.ids import random_id
+from rawstream.server.spending import Tab
 from rawstream.settings import Settings
 
 _CLOSING_GRACE: Final = 2.0
 """Seconds that a source may take to clean up."""
 _BLANK: Final = b"\n\n"
+LEAST_FRAME: Final = {"chat": 16, "event-source": 16, "openai": 16}
+"""Fewest bytes of one token's frame, by dialect. The others join the tokens of a batch: one byte each."""
 
 
 class OnDisconnect(NamedTuple):
@@ -46,7 +59,7 @@ CANCEL: Final = OnDisconnect("cancel")
 class Ended(Protocol):
     """Told when a generation is over."""
 
-    def __call__(self, generation: Generation) -> None: ...
+    async def __call__(self, generation: Generation, error: RawstreamError | None) -> None: ...
 
 
 class Generation:
@@ -60,20 +73,21 @@ class Generation:
         settings: Settings,
         policy: OnDisconnect,
         *,
-        user: str | None = None,
+        tab: Tab | None = None,
         on_end: Ended,
     ) -> None:
         """Nothing runs before ``start()``. What ``open_source`` and ``dialect_of`` raise leaves nothing to undo."""
         self.id = request.id = random_id(16)
         """The secret id: who has it may resume and stop it, if it is the same user."""
         self.public_id = random_id(4)
-        self.user = user
+        self.tab = tab
         self.policy = policy
         self.settings = settings
         self.dialect_of = dialect_of
         self.log = Log(settings.replay_window)
         self.meter = Meter(monotonic())
-        self.signals = request.signals = Signals()
+        request.signals = signals = Signals()
+        self.signals = weakref.ref(signals)
         request.is_committed = self.is_committed
         self.dialect = dialect_of(self.id)
         self.interruption = Interruption()
@@ -82,8 +96,12 @@ class Generation:
         self.error: RawstreamError | None = None
         self.ended_at = 0.0
         self._tokens = open_source(request)
+        if tab is not None:
+            tab.source = self._tokens
         self._on_end = on_end
         self._readers: set[LogStream] = set()
+        self.had_readers = 0
+        """Readers that came, in all."""
         self._waiting: set[LogStream] = set()
         """Readers that have all there is, and room for more."""
         self._seen = 0
@@ -105,6 +123,16 @@ class Generation:
         self._task = loop.create_task(self._run(), name="generation")
 
     @property
+    def user(self) -> str | None:
+        """Whom it was made for; None: nobody was named."""
+        return None if self.tab is None else self.tab.user.name
+
+    @property
+    def mailbox(self) -> Signals | None:
+        """Where its source reads signals; None: it has let go of it, or never wanted any."""
+        return self.signals()
+
+    @property
     def running(self) -> bool:
         return self.outcome is None
 
@@ -123,13 +151,14 @@ class Generation:
                     last = await produce(
                         self._tokens,
                         self.dialect,
-                        self,
+                        self._sink(),
                         self.meter,
                         write_size=settings.write_size,
                         hold=settings.hold,
                     )
                 finally:
-                    self.signals.close()
+                    if (mailbox := self.mailbox) is not None:
+                        mailbox.close()
                     async with asyncio.timeout(_CLOSING_GRACE):
                         await self._tokens.aclose()
         except RawstreamError as reason:
@@ -140,6 +169,13 @@ class Generation:
             error = SourceFailed(f"the source failed: {type(failure).__name__}", detail=repr(failure)[:500])
         finally:
             self._end(error, last)
+            await self._on_end(self, error)
+
+    def _sink(self) -> Sink:
+        lease = None if self.tab is None else self.tab.lease
+        if lease is None:
+            return self
+        return AllowanceSink(self, lease, self.meter, LEAST_FRAME.get(self.dialect.name, 1))
 
     def _end(self, error: RawstreamError | None, last: bytes) -> None:
         for timer in (self._timer, self._end_of_life):
@@ -152,10 +188,30 @@ class Generation:
             self.log.finish(self._opening() + last + self.dialect.terminal())
         elif isinstance(error, StreamStopped):
             self.log.finish(self._opening() + self.dialect.stopped(str(error)))
+        elif self.tab is not None and self.tab.lease is not None and isinstance(error, BudgetSpent | RateLimited):
+            self.log.finish(self._opening() + last + self.dialect.terminal("length", error.code))
         else:
             self.log.fail(error)
             error.__traceback__ = error.__context__ = error.__cause__ = None
-        self._on_end(self)
+
+    def figures(self) -> dict[str, Any]:
+        """The line in the log."""
+        meter, now = self.meter, self.ended_at
+        source, client = meter.seconds(now)
+        return {
+            "stream": self.public_id,
+            "dialect": self.dialect.name,
+            "outcome": None if self.outcome is None else self.outcome.value,
+            "tokens": meter.tokens,
+            "delivered": self.delivered,
+            "bytes": meter.bytes,
+            "readers": self.had_readers,
+            "seconds": now - meter.started_at,
+            "seconds_source": source,
+            "seconds_readers": client,
+            "user": self.user,
+            "detail": None if self.error is None else self.error.detail or str(self.error),
+        }
 
     # --- what it writes to: flow.pump.Sink
 
@@ -210,10 +266,23 @@ class Generation:
         """A new reader of ``before`` and of what the log has from ``position`` on."""
         reader = LogStream(self, position, request.is_committed, before)
         self._readers.add(reader)
+        self.had_readers += 1
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         return reader
+
+    @property
+    def readers(self) -> int:
+        return len(self._readers)
+
+    @property
+    def delivered(self) -> int:
+        """Tokens that some reader was given, about: as many as its part of the bytes."""
+        if not self.log.end:
+            return 0
+        furthest = max([self._seen, *(reader.position for reader in self._readers)])
+        return min(self.meter.tokens, round(self.meter.tokens * furthest / self.log.end))
 
     def asks(self, reader: LogStream) -> None:
         """``reader`` has all there is, and room for more."""

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from rawstream.errors import BadRequest
+from rawstream.errors import BadRequest, RawstreamError
 from rawstream.replay.log import FellBehind
 from rawstream.server.generation import CANCEL, Generation, OnDisconnect
 from rawstream.settings import Settings
@@ -138,7 +138,17 @@ class Generations:
         for generation in self:
             self._forget(generation)
 
+    def end_all(self, reason: RawstreamError) -> None:
+        """End those that run."""
+        for generation in self:
+            generation.interruption.interrupt(reason)
+
     # --- finding them
+
+    def running_one(self, stream_id: str) -> Generation | None:
+        """By its secret id, while it runs."""
+        generation = self._by_id.get(stream_id)
+        return generation if generation is not None and generation.running else None
 
     def find(self, stream_id: str, user: str | None) -> Generation | None:
         """By its secret id."""

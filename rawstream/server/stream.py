@@ -10,7 +10,7 @@ import math
 import weakref
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 from rawstream.errors import (
     ClientStalled,
@@ -29,12 +29,10 @@ from rawstream.model import (
     Trace,
 )
 from rawstream.server.exchange import Exchange
+from rawstream.server.generation import LEAST_FRAME, Generation
 from rawstream.server.ids import random_id
 from rawstream.server.spending import Tab
 from rawstream.settings import Settings
-
-_LEAST: Final = {"chat": 16, "event-source": 16, "openai": 16}
-"""Fewest bytes of one token's frame, by dialect. The others join the tokens of a batch: one byte each."""
 
 
 class Stream:
@@ -45,6 +43,7 @@ class Stream:
         "delivery",
         "dialect_name",
         "exchange",
+        "generation",
         "held",
         "id",
         "interruption",
@@ -79,6 +78,8 @@ class Stream:
         """The lab's name for how this stream is delivered; None for an ordinary one."""
         self.credit: Credit | None = None
         """What the client has asked for, where it asked for a demand that is exact to the token."""
+        self.generation: Generation | None = None
+        """What it reads, where that outlives it."""
         self.tab: Tab | None = None
         """What its user pays for it; None: nobody was named."""
         self.interruption = Interruption()
@@ -98,6 +99,8 @@ class Stream:
 
     def end_signals(self) -> None:
         """Its source is over: nobody reads signals any more. Idempotent."""
+        if self.generation is not None:
+            return
         mailbox = self.mailbox
         if mailbox is not None:
             mailbox.close()
@@ -105,19 +108,22 @@ class Stream:
     @property
     def mailbox(self) -> Signals | None:
         """Where its source reads signals; None: it has let go of it, or never wanted any."""
+        if self.generation is not None:
+            return self.generation.mailbox
         return None if self.signals is None else self.signals()
 
     def sink(self) -> Sink:
         """Where its frames go."""
         sink: Sink = self.delivery
         if self.tab is not None and self.tab.lease is not None:
-            sink = AllowanceSink(sink, self.tab.lease, self.meter, _LEAST.get(self.dialect_name, 1))
+            sink = AllowanceSink(sink, self.tab.lease, self.meter, LEAST_FRAME.get(self.dialect_name, 1))
         return sink if self.credit is None else CreditSink(sink, self.credit, self.meter)
 
     @property
     def user(self) -> str | None:
         """Who asked; None: nobody was named."""
-        return None if self.tab is None else self.tab.user.name
+        tab = self.tab if self.generation is None else self.generation.tab
+        return None if tab is None else tab.user.name
 
     @property
     def leased(self) -> bool:

@@ -236,6 +236,30 @@ class Settings:
     )
     stream_timeout: float = _setting(1800.0, "Flow control", "seconds", "Longest life of one stream.")
 
+    # --- resuming
+    resume_grace: float = _setting(
+        30.0,
+        "Resuming",
+        "seconds",
+        "How long an answer of /stream and /api/chat waits for its reader to come back; 0 ends it when he leaves. A "
+        "request says otherwise by on_disconnect.",
+    )
+    replay_window: int = _setting(
+        MiB,
+        "Resuming",
+        "bytes",
+        "Events of one answer that are kept for who comes back; while nobody reads, its source is paused when they fill it.",
+    )
+    replay_keep: float = _setting(
+        300.0, "Resuming", "seconds", "How long an answer that has ended is kept for who comes back."
+    )
+    replay_total: int = _setting(
+        64 * MiB,
+        "Resuming",
+        "bytes",
+        "Events kept in all; past it the oldest answers go, and new ones cannot be resumed.",
+    )
+
     # --- requests
     max_head: int = _setting(16 * KiB, "Requests", "bytes", "Longest request head (431).")
     max_request_line: int = _setting(8 * KiB, "Requests", "bytes", "Longest request line (414).")
@@ -342,7 +366,7 @@ _CHOICES: Final = {
 }
 _MAY_BE_ZERO: Final = {
     "port", "notsent_lowat", "sndbuf", "heartbeat", "write_low", "upstream_rcvbuf", "upstream_pool",
-    "drain_timeout", "surplus", "lab_overrun", "upstream_retries", "upstream_retry_wait", "upstream_retry_budget",
+    "drain_timeout", "surplus", "lab_overrun", "resume_grace", "upstream_retries", "upstream_retry_wait", "upstream_retry_budget",
     "upstream_breaker_failures",
 }  # fmt: skip
 

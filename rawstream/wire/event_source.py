@@ -28,8 +28,8 @@ from rawstream.wire.sse import EVENT_STREAM_HEADERS, encode_event, utf8
 class EventSource:
     """Implements ``rawstream.model.Dialect``.
 
-    ``retry_ms`` is how long the browser waits before it reconnects (milliseconds). Raises ValueError when
-    ``stream_id`` holds CR, LF or NUL, or when ``retry_ms`` is negative.
+    ``retry_ms`` is how long the browser waits before it reconnects (milliseconds; None: it is not told). Raises
+    ValueError when ``stream_id`` holds CR, LF or NUL, or when ``retry_ms`` is negative.
     """
 
     __slots__ = ("_end", "_id", "_opening", "sent")
@@ -38,12 +38,12 @@ class EventSource:
     heartbeat: bytes = b": hb\n"
     headers: Headers = EVENT_STREAM_HEADERS
 
-    def __init__(self, stream_id: str, retry_ms: int = 2000) -> None:
-        if retry_ms < 0:
+    def __init__(self, stream_id: str, retry_ms: int | None = 2000) -> None:
+        if retry_ms is not None and retry_ms < 0:
             raise ValueError(f"retry_ms must be 0 or more milliseconds, not {retry_ms}")
         self._end = encode_event("[DONE]", id=f"{stream_id}.end")
         self._id = utf8(f"id: {stream_id}.")
-        self._opening = b"retry: %d\n" % retry_ms
+        self._opening = b"" if retry_ms is None else b"retry: %d\n" % retry_ms
         self.sent = 0
         """Tokens sent so far: the number in the last id."""
 

@@ -39,5 +39,5 @@ class Frames:
     def stopped(self, reason: str) -> bytes:
         return b""
 
-    def terminal(self, finish_reason: str | None = None) -> bytes:
+    def terminal(self, finish_reason: str | None = None, reason: str | None = None) -> bytes:
         return b""
