@@ -31,15 +31,15 @@ from rawstream.flow.allowance import AllowanceSink
 from rawstream.flow.interrupt import Interruption
 from rawstream.flow.pump import Meter, Sink, produce
 from rawstream.flow.signals import Signals
-from rawstream.model import Dialect, Outcome, Request, SourceItem, SourceStatistics, Token, TokenStream
+from rawstream.model import Dialect, Outcome, Request, TokenStream
 from rawstream.replay.log import Log
 from rawstream.server.ids import random_id
+from rawstream.server.log_stream import LogStream
 from rawstream.server.spending import Tab
 from rawstream.settings import Settings
 
 _CLOSING_GRACE: Final = 2.0
 """Seconds that a source may take to clean up."""
-_BLANK: Final = b"\n\n"
 LEAST_FRAME: Final = {"chat": 16, "event-source": 16, "openai": 16}
 """Fewest bytes of one token's frame, by dialect. The others join the tokens of a batch: one byte each."""
 
@@ -54,6 +54,21 @@ class OnDisconnect(NamedTuple):
 
 
 CANCEL: Final = OnDisconnect("cancel")
+
+
+class Reader(Protocol):
+    """Who reads a generation, wherever."""
+
+    position: int
+    is_committed: Callable[[], bool]
+
+
+class AwayReader(Reader, Protocol):
+    """One in another process."""
+
+    @property
+    def may_have(self) -> int:
+        """The position up to which the source may be asked for it."""
 
 
 class Ended(Protocol):
@@ -75,9 +90,10 @@ class Generation:
         *,
         tab: Tab | None = None,
         on_end: Ended,
+        stream_id: str | None = None,
     ) -> None:
         """Nothing runs before ``start()``. What ``open_source`` and ``dialect_of`` raise leaves nothing to undo."""
-        self.id = request.id = random_id(16)
+        self.id = request.id = stream_id or random_id(16)
         """The secret id: who has it may resume and stop it, if it is the same user."""
         self.public_id = random_id(4)
         self.tab = tab
@@ -99,7 +115,9 @@ class Generation:
         if tab is not None:
             tab.source = self._tokens
         self._on_end = on_end
-        self._readers: set[LogStream] = set()
+        self._readers: set[Reader] = set()
+        self._away: set[AwayReader] = set()
+        """Those of them in other processes."""
         self.had_readers = 0
         """Readers that came, in all."""
         self._waiting: set[LogStream] = set()
@@ -135,6 +153,10 @@ class Generation:
     @property
     def running(self) -> bool:
         return self.outcome is None
+
+    def stop(self, reason: StreamStopped) -> None:
+        """End it for everybody."""
+        self.interruption.interrupt(reason)
 
     async def ended(self) -> None:
         """Wait for its end. Cancel-safe."""
@@ -220,6 +242,8 @@ class Generation:
         """Bytes that may be put now: a write's for a reader that waits; without readers as the policy has it."""
         if self._waiting:
             return self.settings.write_high
+        if self._away:
+            return max(reader.may_have for reader in self._away) - self.log.end
         if self._readers or self.policy.kind == "cancel":
             return 0
         if self.policy.kind == "finish":
@@ -265,12 +289,21 @@ class Generation:
     def read_from(self, position: int, request: Request, before: bytes = b"") -> LogStream:
         """A new reader of ``before`` and of what the log has from ``position`` on."""
         reader = LogStream(self, position, request.is_committed, before)
+        self._come(reader)
+        return reader
+
+    def _come(self, reader: Reader) -> None:
         self._readers.add(reader)
         self.had_readers += 1
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        return reader
+
+    def comes(self, reader: AwayReader) -> None:
+        """A reader in another process: whoever brings it moves its position, and calls ``wake`` then."""
+        self._away.add(reader)
+        self._come(reader)
+        self.wake()
 
     @property
     def readers(self) -> int:
@@ -287,15 +320,16 @@ class Generation:
     def asks(self, reader: LogStream) -> None:
         """``reader`` has all there is, and room for more."""
         self._waiting.add(reader)
-        self._wake()
+        self.wake()
 
-    def leaves(self, reader: LogStream) -> None:
+    def leaves(self, reader: Reader) -> None:
         """``reader`` is gone. Idempotent."""
         if reader not in self._readers:
             return
         self.is_committed()
         self._readers.discard(reader)
-        self._waiting.discard(reader)
+        self._waiting -= {reader}
+        self._away -= {reader}
         self._seen = max(self._seen, reader.position)
         if self._readers or not self.running:
             return
@@ -305,84 +339,10 @@ class Generation:
         elif self.policy.kind == "grace":
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self.policy.seconds, self.interruption.interrupt, left)
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Look again whether there is room."""
         demand = self._demand
         if demand is not None and not demand.done():
             demand.set_result(None)
-
-
-class LogStream:
-    """A reader: what is in a log, and what comes to it, as a token stream. Implements ``model.TokenStream``."""
-
-    def __init__(
-        self, generation: Generation, position: int, is_committed: Callable[[], bool], before: bytes = b""
-    ) -> None:
-        """``before``: events that this reader gets in place of what the log has before ``position``."""
-        self.generation = generation
-        self.position = position
-        self._before = _events(before)
-        self._before.reverse()
-        self.is_committed = is_committed
-        self._news: asyncio.Future[None] | None = None
-
-    def __aiter__(self) -> LogStream:
-        return self
-
-    async def __anext__(self) -> SourceItem:
-        """The next events, each a token with its frame as ``raw``. Raises FellBehind, and what the source raised.
-
-        Cancelling is safe: nothing is lost.
-        """
-        generation = self.generation
-        log = generation.log
-        if self._before:
-            return self._next_before()
-        while True:
-            frames = log.read(self.position, generation.settings.write_size)
-            if frames:
-                self.position += len(frames)
-                return [Token(" ", event) for event in _events(frames)]
-            if log.ended:
-                if log.failure is not None:
-                    raise log.failure
-                raise StopAsyncIteration
-            news = self._news = asyncio.get_running_loop().create_future()
-            log.listen(self, self._wake)
-            generation.asks(self)
-            try:
-                await news
-            finally:
-                self._news = None
-
-    def _next_before(self) -> list[Token]:
-        """About a write's worth of the events that come first."""
-        tokens: list[Token] = []
-        size = 0
-        while self._before and size < self.generation.settings.write_size:
-            event = self._before.pop()
-            size += len(event)
-            tokens.append(Token(" ", event))
-        return tokens
-
-    def _wake(self) -> None:
-        news = self._news
-        if news is not None and not news.done():
-            news.set_result(None)
-
-    async def aclose(self) -> None:
-        """Read no more. Idempotent."""
-        self.generation.log.forget(self)
-        self.generation.leaves(self)
-
-    def statistics(self) -> SourceStatistics:
-        """Bytes of the log that this reader has not taken yet."""
-        log = self.generation.log
-        return SourceStatistics(log.end - max(self.position, log.start), log.window)
-
-
-def _events(frames: bytes) -> list[bytes]:
-    events = frames.split(_BLANK)
-    events.pop()
-    return [event + _BLANK for event in events]

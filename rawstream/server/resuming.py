@@ -14,8 +14,9 @@ from typing import Final
 from rawstream.errors import BadRequest, RawstreamError
 from rawstream.model import Dialect, Request, Source
 from rawstream.server.exchange import Exchange
-from rawstream.server.generation import CANCEL, Generation, LogStream, OnDisconnect
+from rawstream.server.generation import CANCEL, Generation, OnDisconnect
 from rawstream.server.generations import EventId, policy_of
+from rawstream.server.log_stream import LogStream, Readable
 from rawstream.server.streams import Streams
 from rawstream.wire.frames import Frames
 
@@ -28,7 +29,7 @@ GRACE: Final = OnDisconnect("grace", 30.0)
 class LogSource:
     """A generation's log as the source of one reader. Implements ``model.Source``."""
 
-    def __init__(self, generation: Generation, position: int, before: bytes = b"") -> None:
+    def __init__(self, generation: Readable, position: int, before: bytes = b"") -> None:
         self.name = "replay"
         self._generation = generation
         self._position = position
@@ -143,12 +144,12 @@ class Resuming:
             tab.count(meter.tokens, whole=error is None)
             await self.streams.spending.close(tab)
 
-    async def read(self, exchange: Exchange, generation: Generation, position: int, before: bytes = b"") -> None:
+    async def read(self, exchange: Exchange, generation: Readable, position: int, before: bytes = b"") -> None:
         """Come to a generation that has begun before. Raises as ``Streams.run``."""
         self.generations.resumed += 1
         await self._read(exchange, generation, LogSource(generation, position, before))
 
-    async def _read(self, exchange: Exchange, generation: Generation, source: LogSource) -> None:
+    async def _read(self, exchange: Exchange, generation: Readable, source: LogSource) -> None:
         dialect = Frames(generation.dialect_of(generation.id))
         await self.streams.run(exchange, Request([]), source, lambda _: dialect, generation=generation)
 

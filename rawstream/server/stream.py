@@ -29,8 +29,9 @@ from rawstream.model import (
     Trace,
 )
 from rawstream.server.exchange import Exchange
-from rawstream.server.generation import LEAST_FRAME, Generation
+from rawstream.server.generation import LEAST_FRAME
 from rawstream.server.ids import random_id
+from rawstream.server.log_stream import Readable
 from rawstream.server.spending import Tab
 from rawstream.settings import Settings
 
@@ -78,7 +79,7 @@ class Stream:
         """The lab's name for how this stream is delivered; None for an ordinary one."""
         self.credit: Credit | None = None
         """What the client has asked for, where it asked for a demand that is exact to the token."""
-        self.generation: Generation | None = None
+        self.generation: Readable | None = None
         """What it reads, where that outlives it."""
         self.tab: Tab | None = None
         """What its user pays for it; None: nobody was named."""
@@ -122,8 +123,9 @@ class Stream:
     @property
     def user(self) -> str | None:
         """Who asked; None: nobody was named."""
-        tab = self.tab if self.generation is None else self.generation.tab
-        return None if tab is None else tab.user.name
+        if self.generation is not None:
+            return self.generation.user
+        return None if self.tab is None else self.tab.user.name
 
     @property
     def leased(self) -> bool:

@@ -41,9 +41,9 @@ from rawstream.model import (
 )
 from rawstream.server.demand import credit_of
 from rawstream.server.exchange import Exchange
-from rawstream.server.generation import Generation
 from rawstream.server.generations import Generations
 from rawstream.server.ids import random_id
+from rawstream.server.log_stream import Readable
 from rawstream.server.spending import Spending, Tab
 from rawstream.server.stream import Stream
 from rawstream.server.totals import ENDED_BY, Totals
@@ -102,10 +102,15 @@ class Streams:
 
     def stop(self, stream_id: str) -> bool:
         """End a stream for everybody. False: there is none with this id."""
-        running = self.generations.running_one(stream_id) or self._by_id.get(stream_id)
-        if running is None:
+        reason = StreamStopped("the stream was stopped")
+        stream = self._by_id.get(stream_id)
+        generation = self.generations.running_one(stream_id) or (None if stream is None else stream.generation)
+        if generation is not None:
+            generation.stop(reason)
+        elif stream is not None:
+            stream.interruption.interrupt(reason)
+        else:
             return False
-        running.interruption.interrupt(StreamStopped("the stream was stopped"))
         return True
 
     def shut_down(self) -> None:
@@ -123,12 +128,12 @@ class Streams:
         source: Source,
         dialect_of: Callable[[str], Dialect],
         discipline: Discipline | None = None,
-        generation: Generation | None = None,
+        generation: Readable | None = None,
     ) -> None:
         """Answer ``exchange`` with a stream of ``source``'s tokens. ``dialect_of`` gets the new stream's id.
 
-        ``discipline``: one of the lab's wrong ones; ``generation``: whose log the source is. Raises nothing that the client or the source did once the stream
-        is admitted; errors before that (``LimitReached``, ``ClientError``) are raised for the caller to answer.
+        ``discipline``: one of the lab's wrong ones; ``generation``: whose log the source is. Raises nothing that the
+        client or the source did once the stream is admitted; errors before that (``LimitReached``, ``ClientError``) are raised for the caller to answer.
         """
         if exchange.head.method == "HEAD":
             exchange.start(200, dialect_of("0").headers)
@@ -219,7 +224,7 @@ class Streams:
         source: Source,
         dialect_of: Callable[[str], Dialect],
         tab: Tab | None,
-        generation: Generation | None,
+        generation: Readable | None,
         *,
         lab: bool,
     ) -> tuple[Stream, TokenStream, Dialect]:
