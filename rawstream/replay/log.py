@@ -1,8 +1,8 @@
 """The replay log of one generation: complete frames, bounded in bytes, read by position.
 
 Rule 1: what is appended is whole events; what is read is whole events. A reader never sees half of one.
-Rule 2: it holds ``window`` bytes at most. The oldest events go first; who still needs them is told (``FellBehind``),
-        never given something else instead.
+Rule 2: it holds about ``window`` bytes. The oldest events go first, but none that the writer says to keep; who still
+        needs what is gone is told (``FellBehind``), never given something else instead.
 Rule 3: nothing here waits. Whoever wants to know of news registers a callback.
 
 Theory of operation: positions are bytes since the beginning. Events are numbered from 1; each piece of the log knows
@@ -13,7 +13,7 @@ the number of its first event, and within a piece events are told apart by the b
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from rawstream.errors import RawstreamError
@@ -32,6 +32,18 @@ class FellBehind(RawstreamError):
     should_retry = False
 
 
+class Shelf:
+    """What all logs of one process hold together, and the window that leaves for each. Plain numbers."""
+
+    __slots__ = ("held", "window")
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        """Bytes that each log may keep now."""
+        self.held = 0
+        """Bytes in all of them."""
+
+
 class _Piece(NamedTuple):
     start: int
     """Position of its first byte."""
@@ -43,11 +55,11 @@ class _Piece(NamedTuple):
 class Log:
     """Frames of one generation, and how it ended."""
 
-    __slots__ = ("_listeners", "_pieces", "end", "ended", "events", "failure", "start", "window")
+    __slots__ = ("_listeners", "_pieces", "_shelf", "end", "ended", "events", "failure", "start")
 
-    def __init__(self, window: int) -> None:
-        """``window``: bytes that are kept; at least the last append is, however large."""
-        self.window = window
+    def __init__(self, shelf: Shelf | int) -> None:
+        """``shelf``, or its window alone: bytes that are kept; at least the last append is, however large."""
+        self._shelf = Shelf(shelf) if isinstance(shelf, int) else shelf
         self._pieces: list[_Piece] = []
         self.start = 0
         """Position of the oldest byte kept."""
@@ -61,12 +73,27 @@ class Log:
         self._listeners: dict[object, Callable[[], None]] = {}
 
     @property
+    def window(self) -> int:
+        """Bytes that are kept."""
+        return self._shelf.window
+
+    @property
     def held(self) -> int:
         """Bytes in it."""
         return self.end - self.start
 
-    def append(self, frames: bytes) -> None:
-        """Whole events. Wakes the listeners."""
+    @property
+    def first(self) -> int:
+        """Number of the oldest event kept, or of the next one."""
+        return self._pieces[0].first if self._pieces else self.events + 1
+
+    def begin_at(self, position: int, events: int) -> None:
+        """It is a copy that begins later: so many bytes and events came before. To be said before anything else."""
+        self.start = self.end = position
+        self.events = events
+
+    def append(self, frames: bytes, keep: int | None = None) -> None:
+        """Whole events. Wakes the listeners. ``keep``: from this position on nothing goes, whatever the window."""
         pieces = self._pieces
         if not pieces or len(pieces[-1].data) >= PIECE:
             if pieces:
@@ -77,16 +104,24 @@ class Log:
         data += frames
         self.end += len(frames)
         self.events += frames.count(_BLANK)
-        while len(pieces) > 1 and self.end - pieces[1].start >= self.window:
+        before = self.start - len(frames)
+        last = self.end - self._shelf.window if keep is None else min(keep, self.end - self._shelf.window)
+        while len(pieces) > 1 and pieces[1].start <= last:
             del pieces[0]
             self.start = pieces[0].start
+        self._shelf.held -= self.start - before
         self._tell()
 
-    def finish(self, frames: bytes = b"") -> None:
+    def leave_shelf(self) -> None:
+        """It is not kept any more: what still reads it keeps it alone."""
+        self._shelf.held -= self.held
+        self._shelf = Shelf(self._shelf.window)
+
+    def finish(self, frames: bytes = b"", keep: int | None = None) -> None:
         """The last events, and the proper end."""
         self.ended = True
         if frames:
-            self.append(frames)
+            self.append(frames, keep)
         else:
             self._tell()
 
@@ -143,10 +178,3 @@ class Log:
     def _tell(self) -> None:
         for callback in list(self._listeners.values()):
             callback()
-
-
-def pieces_from(log: Log, position: int) -> Iterator[bytes]:
-    """All events from ``position`` to the present end. Raises FellBehind."""
-    while piece := log.read(position, log.window):
-        position += len(piece)
-        yield piece

@@ -303,8 +303,12 @@ class App:
             handshake.abort()
         for connection in list(self.connections):
             connection.close_if_idle()
+        generations = self.streams.generations
+        generations.last_call()
         try:
-            if await self._emptied(self.settings.drain_timeout if drain is None else drain):
+            timeout = self.settings.drain_timeout if drain is None else drain
+            until = monotonic() + timeout
+            if await self._emptied(timeout) and await generations.settled(max(0.0, until - monotonic())):
                 return
             self.streams.shut_down()
             await self._emptied(self.settings.cancel_timeout)
@@ -337,6 +341,7 @@ class App:
             connection.transport.abort()
         if tasks:
             await asyncio.wait(tasks, timeout=self.settings.cancel_timeout)
+        await self.streams.generations.close(self.settings.cancel_timeout)
         await self._dismiss_operators()
         self.governor.stop()
         await self.streams.spending.settled()
@@ -376,9 +381,17 @@ class App:
             "opened": streams.admission.opened,
             "refused": streams.admission.refused,
             "peak_streams": streams.admission.peak,
-            "tokens": streams.totals.tokens + sum(stream.meter.tokens for stream in live),
+            "tokens": streams.tokens(),
             "bytes": streams.totals.bytes + sum(stream.meter.bytes for stream in live),
-            "buffered": sum(stream.process_buffered() for stream in live),
+            "buffered": sum(stream.process_buffered() for stream in live) + streams.generations.held,
+            "generations": {
+                "running": streams.generations.running,
+                "alone": len(streams.generations.alone()),
+                "kept": len(streams.generations),
+                "opened": streams.generations.opened,
+                "resumed": streams.generations.resumed,
+                "held": streams.generations.held,
+            },
             "oldest": max((now - stream.meter.started_at for stream in live), default=0.0),
             "outcomes": streams.totals.outcomes,
         }

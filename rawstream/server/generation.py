@@ -16,13 +16,14 @@ import asyncio
 import weakref
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from rawstream.errors import (
     BudgetSpent,
     ClientDisconnected,
     RateLimited,
     RawstreamError,
+    ServerShutdown,
     SourceFailed,
     StreamDeadline,
     StreamStopped,
@@ -31,10 +32,11 @@ from rawstream.flow.allowance import AllowanceSink
 from rawstream.flow.interrupt import Interruption
 from rawstream.flow.pump import Meter, Sink, produce
 from rawstream.flow.signals import Signals
-from rawstream.model import Dialect, Outcome, Request, TokenStream
-from rawstream.replay.log import Log
+from rawstream.model import Dialect, Outcome, Request, TokenStream, Trace
+from rawstream.replay.log import Log, Shelf
 from rawstream.server.ids import random_id
-from rawstream.server.log_stream import LogStream
+from rawstream.server.leaving import OnDisconnect
+from rawstream.server.log_stream import AwayReader, LogStream, Reader, Shorten
 from rawstream.server.spending import Tab
 from rawstream.settings import Settings
 
@@ -44,37 +46,10 @@ LEAST_FRAME: Final = {"chat": 16, "event-source": 16, "openai": 16}
 """Fewest bytes of one token's frame, by dialect. The others join the tokens of a batch: one byte each."""
 
 
-class OnDisconnect(NamedTuple):
-    """What becomes of a generation that nobody reads any more."""
-
-    kind: str
-    """``cancel``, ``grace`` or ``finish``."""
-    seconds: float = 0.0
-    """Of grace."""
-
-
-CANCEL: Final = OnDisconnect("cancel")
-
-
-class Reader(Protocol):
-    """Who reads a generation, wherever."""
-
-    position: int
-    is_committed: Callable[[], bool]
-
-
-class AwayReader(Reader, Protocol):
-    """One in another process."""
-
-    @property
-    def may_have(self) -> int:
-        """The position up to which the source may be asked for it."""
-
-
 class Ended(Protocol):
     """Told when a generation is over."""
 
-    async def __call__(self, generation: Generation, error: RawstreamError | None) -> None: ...
+    async def __call__(self, generation: Generation) -> None: ...
 
 
 class Generation:
@@ -88,19 +63,31 @@ class Generation:
         settings: Settings,
         policy: OnDisconnect,
         *,
-        tab: Tab | None = None,
         on_end: Ended,
+        shelf: Shelf | None = None,
+        tab: Tab | None = None,
+        path: str = "",
+        request_id: str = "",
+        pausing: asyncio.Event | None = None,
+        trace: Trace | None = None,
         stream_id: str | None = None,
     ) -> None:
-        """Nothing runs before ``start()``. What ``open_source`` and ``dialect_of`` raise leaves nothing to undo."""
+        """Nothing runs before ``start()``. What ``open_source`` and ``dialect_of`` raise leaves nothing to undo.
+
+        ``path`` and ``request_id``: of the request that it was begun with; ``pausing``: when given and not set, the
+        source waits whoever reads; ``trace``: where it is followed.
+        """
         self.id = request.id = stream_id or random_id(16)
         """The secret id: who has it may resume and stop it, if it is the same user."""
         self.public_id = random_id(4)
+        self.path = path
+        self.request_id = request_id
         self.tab = tab
+        self.trace = trace
         self.policy = policy
         self.settings = settings
         self.dialect_of = dialect_of
-        self.log = Log(settings.replay_window)
+        self.log = Log(settings.replay_window if shelf is None else shelf)
         self.meter = Meter(monotonic())
         request.signals = signals = Signals()
         self.signals = weakref.ref(signals)
@@ -111,10 +98,16 @@ class Generation:
         """How it ended; None: it runs."""
         self.error: RawstreamError | None = None
         self.ended_at = 0.0
-        self._tokens = open_source(request)
+        self.seen = False
+        """Has somebody been told how it ended?"""
+        self.nobody_returns = False
+        """Set where nobody can come back any more: a grace is none."""
+        tokens = open_source(request)
         if tab is not None:
-            tab.source = self._tokens
+            tab.source = tokens
+        self._tokens: TokenStream | None = tokens if trace is None else trace.watch(tokens)
         self._on_end = on_end
+        self._pausing = pausing
         self._readers: set[Reader] = set()
         self._away: set[AwayReader] = set()
         """Those of them in other processes."""
@@ -123,7 +116,7 @@ class Generation:
         self._waiting: set[LogStream] = set()
         """Readers that have all there is, and room for more."""
         self._seen = 0
-        """How far any reader has come."""
+        """How far any reader came that has left."""
         self._committed = False
         self._demand: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -158,6 +151,11 @@ class Generation:
         """End it for everybody."""
         self.interruption.interrupt(reason)
 
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """What runs it; None: it was not started, or is over."""
+        return self._task
+
     async def ended(self) -> None:
         """Wait for its end. Cancel-safe."""
         if self._task is not None:
@@ -167,11 +165,14 @@ class Generation:
         settings = self.settings
         error: RawstreamError | None = None
         last = b""
+        # Dropped with this frame: the source's request refers to us, and nobody would free the two at once.
+        tokens, self._tokens = self._tokens, None
+        assert tokens is not None
         try:
             async with self.interruption:
                 try:
                     last = await produce(
-                        self._tokens,
+                        tokens,
                         self.dialect,
                         self._sink(),
                         self.meter,
@@ -179,19 +180,20 @@ class Generation:
                         hold=settings.hold,
                     )
                 finally:
-                    if (mailbox := self.mailbox) is not None:
-                        mailbox.close()
                     async with asyncio.timeout(_CLOSING_GRACE):
-                        await self._tokens.aclose()
+                        await tokens.aclose()
         except RawstreamError as reason:
             error = reason
-        except TimeoutError:
-            error = error or SourceFailed("the source did not end in time")
+        except asyncio.CancelledError:
+            error = ServerShutdown("the server was aborted")
+            raise
         except Exception as failure:
             error = SourceFailed(f"the source failed: {type(failure).__name__}", detail=repr(failure)[:500])
         finally:
+            del tokens
             self._end(error, last)
-            await self._on_end(self, error)
+            await self._on_end(self)
+            self._task = None
 
     def _sink(self) -> Sink:
         lease = None if self.tab is None else self.tab.lease
@@ -203,36 +205,41 @@ class Generation:
         for timer in (self._timer, self._end_of_life):
             if timer is not None:
                 timer.cancel()
+        self._timer = self._end_of_life = None
+        if (mailbox := self.mailbox) is not None:
+            mailbox.close()
+        self.is_committed()
         self.error = error
         self.outcome = Outcome.COMPLETED if error is None else Outcome(error.outcome)
         self.ended_at = monotonic()
         if error is None:
-            self.log.finish(self._opening() + last + self.dialect.terminal())
+            self._finish(last + self.dialect.terminal())
         elif isinstance(error, StreamStopped):
-            self.log.finish(self._opening() + self.dialect.stopped(str(error)))
+            self._finish(self.dialect.stopped(str(error)))
         elif self.tab is not None and self.tab.lease is not None and isinstance(error, BudgetSpent | RateLimited):
-            self.log.finish(self._opening() + last + self.dialect.terminal("length", error.code))
+            self._finish(last + self.dialect.terminal("length", error.code))
         else:
             self.log.fail(error)
             error.__traceback__ = error.__context__ = error.__cause__ = None
 
-    def figures(self) -> dict[str, Any]:
-        """The line in the log."""
-        meter, now = self.meter, self.ended_at
-        source, client = meter.seconds(now)
+    def _finish(self, last: bytes) -> None:
+        self.log.finish(self._opening() + last, self._keep())
+
+    def snapshot(self, now: float) -> dict[str, Any]:
+        """What ``/debug/streams`` shows of it while nobody reads it."""
+        meter = self.meter
+        source, readers = meter.seconds(now)
         return {
-            "stream": self.public_id,
+            "id": self.public_id,
+            "path": self.path,
             "dialect": self.dialect.name,
-            "outcome": None if self.outcome is None else self.outcome.value,
+            "state": "no reader",
             "tokens": meter.tokens,
-            "delivered": self.delivered,
             "bytes": meter.bytes,
-            "readers": self.had_readers,
-            "seconds": now - meter.started_at,
-            "seconds_source": source,
-            "seconds_readers": client,
-            "user": self.user,
-            "detail": None if self.error is None else self.error.detail or str(self.error),
+            "waiting_for": meter.waiting_for,
+            "seconds": {"source": round(source, 3), "client": round(readers, 3), "network": 0.0},
+            "age": round(now - meter.started_at, 3),
+            "buffered": {"source": self.log.held, "transport": 0, "kernel_unsent": 0, "kernel_unacked": 0},
         }
 
     # --- what it writes to: flow.pump.Sink
@@ -240,6 +247,8 @@ class Generation:
     @property
     def room(self) -> int:
         """Bytes that may be put now: a write's for a reader that waits; without readers as the policy has it."""
+        if self._pausing is not None and not self._pausing.is_set():
+            return 0
         if self._waiting:
             return self.settings.write_high
         if self._away:
@@ -252,12 +261,15 @@ class Generation:
 
     async def wait_room(self) -> int:
         """Wait until a reader asks, or the last one has left. Cancel-safe."""
-        meter = self.meter
+        meter, pausing = self.meter, self._pausing
         while (room := self.room) <= 0:
-            demand = self._demand = asyncio.get_running_loop().create_future()
             meter.wait("client", monotonic())
             try:
-                await demand
+                if pausing is not None and not pausing.is_set():
+                    await pausing.wait()
+                else:
+                    self._demand = asyncio.get_running_loop().create_future()
+                    await self._demand
             finally:
                 meter.waited(monotonic())
                 self._demand = None
@@ -271,8 +283,23 @@ class Generation:
         meter.writes += 1
         meter.bytes += len(frames)
         self._waiting.clear()
-        self.log.append(frames)
+        self.log.append(frames, self._keep())
         return self.room > 0
+
+    def _keep(self) -> int | None:
+        """From where on the log lets go of nothing: what no reader has had, where one is still expected."""
+        if self.policy.kind == "finish" and not self._readers:
+            return None
+        return self._furthest
+
+    @property
+    def _furthest(self) -> int:
+        """How far any reader has come."""
+        furthest = self._seen
+        for reader in self._readers:
+            if reader.position > furthest:
+                furthest = reader.position
+        return furthest
 
     def _opening(self) -> bytes:
         """The frames that come before the first token, once."""
@@ -286,9 +313,9 @@ class Generation:
 
     # --- its readers
 
-    def read_from(self, position: int, request: Request, before: bytes = b"") -> LogStream:
-        """A new reader of ``before`` and of what the log has from ``position`` on."""
-        reader = LogStream(self, position, request.is_committed, before)
+    def read_from(self, position: int, request: Request, shorten: Shorten | None = None) -> LogStream:
+        """A new reader of what the log has from ``position`` on. It must be closed, whether or not it ever reads."""
+        reader = LogStream(self, position, request.is_committed, shorten)
         self._come(reader)
         return reader
 
@@ -314,8 +341,7 @@ class Generation:
         """Tokens that some reader was given, about: as many as its part of the bytes."""
         if not self.log.end:
             return 0
-        furthest = max([self._seen, *(reader.position for reader in self._readers)])
-        return min(self.meter.tokens, round(self.meter.tokens * furthest / self.log.end))
+        return min(self.meter.tokens, round(self.meter.tokens * self._furthest / self.log.end))
 
     def asks(self, reader: LogStream) -> None:
         """``reader`` has all there is, and room for more."""
@@ -331,14 +357,23 @@ class Generation:
         self._waiting -= {reader}
         self._away -= {reader}
         self._seen = max(self._seen, reader.position)
-        if self._readers or not self.running:
-            return
-        left = ClientDisconnected("the last reader left")
-        if self.policy.kind == "cancel":
-            self.interruption.interrupt(left)
-        elif self.policy.kind == "grace":
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self.policy.seconds, self.interruption.interrupt, left)
+        if not self._readers and self.running:
+            self._left_alone()
+
+    def last_call(self) -> None:
+        """Nobody can come back any more: without a reader it ends, unless it is to be brought to its end."""
+        self.nobody_returns = True
+        if not self._readers and self.running:
+            self._left_alone()
+
+    def _left_alone(self) -> None:
+        if self.policy.kind != "finish":
+            left = ClientDisconnected("the last reader left")
+            if self.policy.kind == "cancel" or self.nobody_returns:
+                self.interruption.interrupt(left)
+            else:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(self.policy.seconds, self.interruption.interrupt, left)
         self.wake()
 
     def wake(self) -> None:

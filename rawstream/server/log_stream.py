@@ -2,6 +2,8 @@
 
 Rule 1: it does not matter where the generation runs, here or in another process (``Readable``).
 Rule 2: it waits only when it has all there is; then it says so, which is the demand.
+Rule 3: it holds nothing. What it has not taken is in the log, once for all readers. What passed before it came may be
+        told shorter (``Shorten``), as much at a time as makes about one write.
 """
 
 from __future__ import annotations
@@ -10,13 +12,39 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from rawstream.errors import StreamStopped
+from rawstream.errors import ClientDisconnected, StreamStopped
 from rawstream.flow.signals import Signals
 from rawstream.model import Dialect, Outcome, Request, SourceItem, SourceStatistics, Token
-from rawstream.replay.log import Log
+from rawstream.replay.log import FellBehind, Log
 from rawstream.settings import Settings
 
 _BLANK: Final = b"\n\n"
+_SHORTENED: Final = 32 * 1024
+"""Bytes of events that are told shorter at a time: about 1 ms of work, and about one write."""
+
+Shorten = Callable[[bytes], bytes]
+"""Whole events, told in fewer of them; b'' when there is nothing to tell."""
+
+
+class Abandoned(FellBehind):
+    """Nobody read the answer for so long that it was ended."""
+
+    outcome = "client_left"
+
+
+class Reader(Protocol):
+    """Who reads a generation, wherever."""
+
+    position: int
+    is_committed: Callable[[], bool]
+
+
+class AwayReader(Reader, Protocol):
+    """One in another process."""
+
+    @property
+    def may_have(self) -> int:
+        """The position up to which the source may be asked for it."""
 
 
 class Readable(Protocol):
@@ -38,8 +66,16 @@ class Readable(Protocol):
     @property
     def running(self) -> bool: ...
     @property
+    def readers(self) -> int: ...
+
+    seen: bool
+    """Has somebody been told how it ended?"""
+
+    @property
     def dialect_of(self) -> Callable[[str], Dialect]: ...
-    def read_from(self, position: int, request: Request, before: bytes = b"") -> LogStream: ...
+    def read_from(self, position: int, request: Request, shorten: Shorten | None = None) -> LogStream:
+        """A new reader of what the log has from ``position`` on. It must be closed, whether or not it ever reads."""
+
     def asks(self, reader: LogStream) -> None:
         """``reader`` has all there is, and room for more."""
 
@@ -53,15 +89,21 @@ class Readable(Protocol):
 class LogStream:
     """A reader: what is in a log, and what comes to it, as a token stream. Implements ``model.TokenStream``."""
 
+    __slots__ = ("_generation", "_live", "_news", "_shorten", "is_committed", "position")
+
     def __init__(
-        self, generation: Readable, position: int, is_committed: Callable[[], bool], before: bytes = b""
+        self,
+        generation: Readable,
+        position: int,
+        is_committed: Callable[[], bool],
+        shorten: Shorten | None = None,
     ) -> None:
-        """``before``: events that this reader gets in place of what the log has before ``position``."""
-        self.generation = generation
+        """``is_committed``: has the one who reads been told 200? ``shorten``: tells what the log has by now."""
+        self._generation = generation
         self.position = position
-        self._before = _events(before)
-        self._before.reverse()
         self.is_committed = is_committed
+        self._shorten = shorten
+        self._live = generation.log.end
         self._news: asyncio.Future[None] | None = None
 
     def __aiter__(self) -> LogStream:
@@ -72,36 +114,42 @@ class LogStream:
 
         Cancelling is safe: nothing is lost.
         """
-        generation = self.generation
-        log = generation.log
-        if self._before:
-            return self._next_before()
+        log = self._generation.log
         while True:
-            frames = log.read(self.position, generation.settings.write_size)
+            frames = self._next(log) if self._shorten is None else self._shorter(log, self._shorten)
             if frames:
-                self.position += len(frames)
-                return [Token(" ", event) for event in _events(frames)]
+                return [Token(" ", event) for event in events_of(frames)]
             if log.ended:
-                if log.failure is not None:
-                    raise log.failure
-                raise StopAsyncIteration
+                if log.failure is None:
+                    raise StopAsyncIteration
+                if isinstance(log.failure, ClientDisconnected):
+                    raise Abandoned("nobody read this answer for too long, and it was ended there; ask anew")
+                raise log.failure
             news = self._news = asyncio.get_running_loop().create_future()
             log.listen(self, self._wake)
-            generation.asks(self)
+            self._generation.asks(self)
             try:
                 await news
             finally:
                 self._news = None
 
-    def _next_before(self) -> list[Token]:
-        """About a write's worth of the events that come first."""
-        tokens: list[Token] = []
-        size = 0
-        while self._before and size < self.generation.settings.write_size:
-            event = self._before.pop()
-            size += len(event)
-            tokens.append(Token(" ", event))
-        return tokens
+    def _next(self, log: Log) -> bytes:
+        frames = log.read(self.position, self._generation.settings.write_size)
+        self.position += len(frames)
+        return frames
+
+    def _shorter(self, log: Log, shorten: Shorten) -> bytes:
+        """Some of what passed before this reader came, told shorter; then what comes."""
+        told = b""
+        while not told and self.position < self._live:
+            passed = bytearray()
+            while len(passed) < _SHORTENED and self.position < self._live:
+                passed += self._next(log)
+            told = shorten(bytes(passed))
+        if told:
+            return told
+        self._shorten = None
+        return self._next(log)
 
     def _wake(self) -> None:
         news = self._news
@@ -110,16 +158,17 @@ class LogStream:
 
     async def aclose(self) -> None:
         """Read no more. Idempotent."""
-        self.generation.log.forget(self)
-        self.generation.leaves(self)
+        self._generation.log.forget(self)
+        self._generation.leaves(self)
 
     def statistics(self) -> SourceStatistics:
         """Bytes of the log that this reader has not taken yet."""
-        log = self.generation.log
+        log = self._generation.log
         return SourceStatistics(log.end - max(self.position, log.start), log.window)
 
 
-def _events(frames: bytes) -> list[bytes]:
+def events_of(frames: bytes) -> list[bytes]:
+    """Whole events, one by one."""
     events = frames.split(_BLANK)
     events.pop()
     return [event + _BLANK for event in events]

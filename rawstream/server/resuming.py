@@ -3,6 +3,7 @@
 Rule 1: an answer is begun by one request; ``Last-Event-ID``, a chat's id or a repeated ``Idempotency-Key`` lead to it
         again, and begin nothing.
 Rule 2: what cannot be resumed says so (``x-resumable: no``), and is answered like any other stream.
+Rule 3: what was refused was not begun: it leaves no generation behind.
 """
 
 from __future__ import annotations
@@ -11,61 +12,41 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from rawstream.errors import BadRequest, RawstreamError
-from rawstream.model import Dialect, Request, Source
+from rawstream.errors import RawstreamError, TooManyStreams
+from rawstream.model import Dialect, Outcome, Request, Source, StreamRecord
 from rawstream.server.exchange import Exchange
-from rawstream.server.generation import CANCEL, Generation, OnDisconnect
-from rawstream.server.generations import EventId, policy_of
-from rawstream.server.log_stream import LogStream, Readable
+from rawstream.server.generation import Generation
+from rawstream.server.generations import EventId
+from rawstream.server.leaving import CANCEL, Asked, OnDisconnect
+from rawstream.server.log_stream import LogStream, Readable, Shorten
+from rawstream.server.logs import fields_of
 from rawstream.server.streams import Streams
+from rawstream.server.totals import ENDED_BY
+from rawstream.server.traces import begin_trace
 from rawstream.wire.frames import Frames
 
 log = logging.getLogger("rawstream.streams")
 
-GRACE: Final = OnDisconnect("grace", 30.0)
-"""Of a request with an ``Idempotency-Key`` that says nothing else."""
+MOST_READERS: Final = 16
+"""Of one answer at a time: tabs and devices of one person."""
 
 
 class LogSource:
     """A generation's log as the source of one reader. Implements ``model.Source``."""
 
-    def __init__(self, generation: Readable, position: int, before: bytes = b"") -> None:
+    def __init__(self, generation: Readable, position: int, shorten: Shorten | None = None) -> None:
         self.name = "replay"
+        self.reader: LogStream | None = None
         self._generation = generation
         self._position = position
-        self._before = before
+        self._shorten = shorten
 
     def tokens(self, request: Request) -> LogStream:
-        return self._generation.read_from(self._position, request, self._before)
+        self.reader = self._generation.read_from(self._position, request, self._shorten)
+        return self.reader
 
     async def aclose(self) -> None:
         """Nothing is shared."""
-
-
-class Asked:
-    """What a request says about being resumed."""
-
-    __slots__ = ("chat", "key", "policy")
-
-    def __init__(self, policy: OnDisconnect, key: str | None, chat: str | None = None) -> None:
-        self.policy = policy
-        self.key = key
-        self.chat = chat
-
-    @classmethod
-    def of(cls, exchange: Exchange, request: Request, default: OnDisconnect, chat: str | None = None) -> Asked:
-        """Takes ``on_disconnect`` out of the request. Raises BadRequest."""
-        said = request.extra.pop("on_disconnect", None)
-        if said is not None and not isinstance(said, str):
-            raise BadRequest("on_disconnect must be text: cancel, grace:SECONDS or finish")
-        key = exchange.head.header("idempotency-key")
-        if key is not None and default == CANCEL:
-            default = GRACE  # who may ask again is expected back
-        return cls(default if said is None else policy_of(said), key, chat)
-
-    @property
-    def resumable(self) -> bool:
-        return self.policy != CANCEL or self.key is not None
 
 
 class Resuming:
@@ -93,24 +74,29 @@ class Resuming:
         if exchange.head.method == "HEAD" or not asked.resumable:
             await streams.run(exchange, request, source, dialect_of)
             return
-        user = None if exchange.user is None else exchange.user.name
-        key = None if asked.key is None else (exchange.path, asked.key)
+        key = None if asked.key is None else (_name(exchange), exchange.path, asked.key)
         body = exchange.content or exchange.head.query.encode()
-        if key is not None:
-            known = generations.of_key(*key, user, body)
-            if known is not None:
-                await self.read(exchange, known, known.log.position_after(0))
-                return
-        if not generations.have_room():
+        async with generations.one_at_a_time(key):
+            known = None if key is None else generations.of_key(key, body)
+            begun: Generation | None = None
+            if known is None and generations.have_room():
+                begun = await self._begin(exchange, request, source, dialect_of, asked.policy)
+                generations.add(begun, chat=asked.chat, key=key, body=body)
+                begun.start()
+        if known is not None:
+            await self.read(exchange, known, known.log.position_after(0))
+        elif begun is None:
+            generations.refused += 1
             exchange.resumable = False
             await streams.run(exchange, request, source, dialect_of)
-            return
-        generation = await self._begin(exchange, request, source, dialect_of, asked.policy)
-        generations.add(generation, chat=asked.chat, key=key, body=body)
-        del request, source, dialect_of, body, key, asked
-        reading = LogSource(generation, 0)
-        generation.start()
-        await self._read(exchange, generation, reading)
+        else:
+            # What the source needs of these it has; the rest need not wait for the answer's end.
+            del request, source, dialect_of, body, key, asked
+            try:
+                await self._read(exchange, LogSource(begun, 0), begun)
+            except RawstreamError as refused:
+                generations.discard(begun, refused)
+                raise
 
     async def _begin(
         self,
@@ -121,47 +107,118 @@ class Resuming:
         policy: OnDisconnect,
     ) -> Generation:
         streams = self.streams
+        self._check_room()
         tab = None
         if exchange.user is not None:
             tab = await streams.spending.open(exchange.user, streams.model_of(request, source))
         try:
             if streams.stopping is not None:
                 raise streams.stopping
-            return Generation(request, source.tokens, dialect_of, streams.settings, policy, tab=tab, on_end=self._ended)
+            return Generation(
+                request,
+                source.tokens,
+                dialect_of,
+                streams.settings,
+                policy,
+                on_end=self._ended,
+                shelf=self.generations.shelf,
+                tab=tab,
+                path=exchange.path,
+                request_id=exchange.id,
+                pausing=streams.pausing,
+                trace=begin_trace(streams.tracing, request, exchange.head, exchange.path),
+            )
         except BaseException:
             if tab is not None:
                 await streams.spending.close(tab)
             raise
 
-    async def _ended(self, generation: Generation, error: RawstreamError | None) -> None:
+    def _check_room(self) -> None:
+        """Answers that nobody reads count against the limit on streams, too. Raises TooManyStreams."""
+        admission, generations = self.streams.admission, self.generations
+        if admission.streams + generations.running >= admission.max_streams and (
+            admission.streams + len(generations.alone()) >= admission.max_streams
+        ):
+            admission.refused += 1
+            raise TooManyStreams(
+                f"{admission.max_streams} streams are open or wait for their readers, which is the most this server "
+                "takes; try again"
+            )
+
+    async def _ended(self, generation: Generation) -> None:
         """A generation is over: into the books."""
-        meter, tab = generation.meter, generation.tab
+        record = record_of(generation)
+        tab, trace = generation.tab, generation.trace
         self.generations.ended(generation)
-        self.streams.count_tokens(generation.user, meter.tokens, generation.delivered)
-        fields = generation.figures()
+        self.streams.count_tokens(record.user, record.tokens, record.delivered)
+        fields = fields_of(record) | {"readers": generation.had_readers}
         log.info("generation ended", extra={"fields": fields})
+        if trace is not None:
+            generation.trace = None
+            trace.ended(record.outcome, record)
         if tab is not None:
-            tab.count(meter.tokens, whole=error is None)
+            tab.count(record.tokens, whole=generation.error is None)
+            tab.source = None
             await self.streams.spending.close(tab)
 
-    async def read(self, exchange: Exchange, generation: Readable, position: int, before: bytes = b"") -> None:
-        """Come to a generation that has begun before. Raises as ``Streams.run``."""
+    async def read(
+        self, exchange: Exchange, generation: Readable, position: int, shorten: Shorten | None = None
+    ) -> None:
+        """Come to a generation that has begun before. ``shorten`` tells what has passed. Raises as ``Streams.run``."""
+        if generation.readers >= MOST_READERS:
+            raise TooManyStreams(f"{MOST_READERS} read this answer already, which is the most it may have", status=429)
         self.generations.resumed += 1
-        await self._read(exchange, generation, LogSource(generation, position, before))
+        await self._read(exchange, LogSource(generation, position, shorten), generation)
 
-    async def _read(self, exchange: Exchange, generation: Readable, source: LogSource) -> None:
+    async def _read(self, exchange: Exchange, source: LogSource, generation: Readable) -> None:
         dialect = Frames(generation.dialect_of(generation.id))
-        await self.streams.run(exchange, Request([]), source, lambda _: dialect, generation=generation)
+        try:
+            await self.streams.run(exchange, Request([]), source, lambda _: dialect, generation=generation)
+        finally:
+            # Its stream has closed it, unless it never began: a client may be gone before that.
+            if source.reader is not None:
+                await source.reader.aclose()
 
     async def after(self, exchange: Exchange, last_event_id: str) -> bool:
         """Go on after that event. False: it is none of ours. Raises FellBehind (410)."""
         event = EventId.parse(last_event_id)
         if event is None:
             return False
-        user = None if exchange.user is None else exchange.user.name
-        found = self.generations.after(event, user)
+        found = self.generations.after(event, _name(exchange))
         if found is None:
             await exchange.respond(204, ())
         else:
             await self.read(exchange, *found)
         return True
+
+
+def record_of(generation: Generation) -> StreamRecord:
+    """What became of one. ``seconds_client``: waited for readers, or for one to come back."""
+    meter, error = generation.meter, generation.error
+    outcome = generation.outcome or Outcome.COMPLETED
+    source, readers = meter.seconds(generation.ended_at)
+    began = meter.first_write_at
+    return StreamRecord(
+        id=generation.public_id,
+        request_id=generation.request_id,
+        path=generation.path,
+        dialect=generation.dialect.name,
+        outcome=outcome,
+        ended_by=ENDED_BY[outcome],
+        status=200 if generation.is_committed() or error is None else error.status,
+        tokens=meter.tokens,
+        delivered=generation.delivered,
+        bytes=meter.bytes,
+        writes=meter.writes,
+        seconds=generation.ended_at - meter.started_at,
+        first_token_seconds=None if began is None else began - meter.started_at,
+        seconds_source=source,
+        seconds_client=readers,
+        seconds_network=0.0,
+        user=generation.user,
+        detail=None if error is None else error.detail or str(error),
+    )
+
+
+def _name(exchange: Exchange) -> str | None:
+    return None if exchange.user is None else exchange.user.name

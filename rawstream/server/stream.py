@@ -171,9 +171,9 @@ class Stream:
         return 0 if statistics is None else statistics().buffered
 
     def process_buffered(self) -> int:
-        """Bytes that this process holds for the stream."""
-        transport = self.exchange.connection.transport
-        return transport.get_write_buffer_size() + self.source_buffered() + self.held_elsewhere()
+        """Bytes that this process holds for the stream. What it reads from a log is held there, for all readers."""
+        source = self.source_buffered() if self.generation is None else 0
+        return self.exchange.connection.transport.get_write_buffer_size() + source + self.held_elsewhere()
 
     def held_elsewhere(self) -> int:
         """Bytes that a wrong discipline keeps in the program: an answer that is collected before it is sent."""

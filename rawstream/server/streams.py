@@ -133,7 +133,8 @@ class Streams:
         """Answer ``exchange`` with a stream of ``source``'s tokens. ``dialect_of`` gets the new stream's id.
 
         ``discipline``: one of the lab's wrong ones; ``generation``: whose log the source is. Raises nothing that the
-        client or the source did once the stream is admitted; errors before that (``LimitReached``, ``ClientError``) are raised for the caller to answer.
+        client or the source did once the stream is admitted; errors before that (``LimitReached``, ``ClientError``) are
+        raised for the caller to answer.
         """
         if exchange.head.method == "HEAD":
             exchange.start(200, dialect_of("0").headers)
@@ -213,6 +214,11 @@ class Streams:
         if user is not None:
             self.totals.of_user(user).spent(generated, delivered)
 
+    def tokens(self) -> int:
+        """Generated so far, by what has ended and by what runs."""
+        running = sum(stream.meter.tokens for stream in self if stream.generation is None)
+        return self.totals.tokens + running + self.generations.tokens()
+
     def model_of(self, request: Request, source: Source) -> str:
         """The model that a request is for, as its user's rights are looked at."""
         return request.model or self.settings.upstream_model or source.name
@@ -239,7 +245,8 @@ class Streams:
             request.is_committed = meter.is_committed
             tokens = source.tokens(request)
             dialect = dialect_of(request.id)
-            trace = begin_trace(self.tracing, request, exchange.head, exchange.path)
+            # A generation is followed as a whole, not each of its readers.
+            trace = None if generation else begin_trace(self.tracing, request, exchange.head, exchange.path)
         except BaseException:
             exchange.stream_id = None
             self.admission.leave()
@@ -286,8 +293,12 @@ class Streams:
         now = monotonic()
         meter = stream.meter
         outcome = Outcome.COMPLETED if error is None else Outcome(error.outcome)
-        if error is None and stream.generation is not None:
-            outcome = stream.generation.outcome or outcome  # stopped, or out of budget: the answer's end said so
+        generation = stream.generation
+        if generation is not None and generation.outcome is not None:
+            if error is None:
+                outcome = generation.outcome  # stopped, or out of budget: the answer's end said so
+            if error is None or error is generation.log.failure:
+                generation.seen = True
         source, client = meter.seconds(now)
         by_client, by_network = stream.split_wait(client, final=True)
         committed = stream.delivery.committed
@@ -313,7 +324,7 @@ class Streams:
         )
         self.timings.whole.add(record.seconds)
         totals = self.totals
-        if stream.generation is None:
+        if generation is None:
             self.count_tokens(record.user, record.tokens, record.delivered)
         totals.waiting["source"] += source
         totals.waiting["client"] += by_client

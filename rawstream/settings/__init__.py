@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from rawstream.settings.lists import LISTS
 from rawstream.settings.tables import UpstreamSettings, UserSettings, table_faults
+from rawstream.settings.values import fault
 
 __all__ = ["FIELDS", "KiB", "MiB", "Settings", "UpstreamSettings", "UserSettings", "check", "faults"]
 
@@ -358,12 +358,6 @@ FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {
 }
 """All settings that are flags, variables and keys: every field but the tables."""
 
-_CHOICES: Final = {
-    "loop": ("auto", "uvloop", "asyncio"),
-    "half_close": ("leave", "continue"),
-    "log_format": ("text", "json"),
-    "log_level": ("debug", "info", "warning", "error"),
-}
 _MAY_BE_ZERO: Final = {
     "port", "notsent_lowat", "sndbuf", "heartbeat", "write_low", "upstream_rcvbuf", "upstream_pool",
     "drain_timeout", "surplus", "lab_overrun", "resume_grace", "upstream_retries", "upstream_retry_wait", "upstream_retry_budget",
@@ -382,7 +376,7 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
     sound = True
     for name, field in FIELDS.items():
         value = values[name]
-        said = _fault(name, value, field.metadata["unit"])
+        said = fault(name, value, field.metadata["unit"], may_be_zero=name in _MAY_BE_ZERO)
         if said is not None:
             sound = False
             yield f"{name} {said}"
@@ -397,19 +391,3 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
     if values["upstream"] is not None and values["source"] is not None:
         yield "upstream and source exclude each other: tokens come from one place"
     yield from table_faults(values)
-
-
-def _fault(name: str, value: object, unit: str) -> str | None:
-    if name in _CHOICES and value not in _CHOICES[name]:
-        return f"must be one of {', '.join(_CHOICES[name])}, not {value!r}"
-    if name in LISTS and isinstance(value, str):
-        try:
-            LISTS[name](value)
-        except ValueError as error:
-            return str(error)
-    if unit in ("bytes", "seconds", "count", "ratio") and isinstance(value, int | float):
-        if value != value or value in (float("inf"), float("-inf")):
-            return f"must be a finite number, not {value!r}"
-        if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
-            return f"must be more than 0, not {value!r}"
-    return None

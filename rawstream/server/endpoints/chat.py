@@ -10,8 +10,8 @@ from collections.abc import Awaitable
 
 from rawstream.model import Request, Source
 from rawstream.server.exchange import Exchange
-from rawstream.server.generation import CANCEL
-from rawstream.server.resuming import Asked, Resuming
+from rawstream.server.leaving import CANCEL, Asked, refuse_resuming
+from rawstream.server.resuming import Resuming
 from rawstream.server.router import Router
 from rawstream.server.streams import Discipline, Streams
 from rawstream.sources.limited import limited
@@ -66,6 +66,7 @@ class ChatEndpoints:
     def text(self, exchange: Exchange) -> Awaitable[None]:
         head = exchange.head
         request = decode_chat(exchange.content) if head.method == "POST" else from_query(head.query)
+        refuse_resuming(exchange, request, "plain text has no event ids to resume by; use /chat or /stream")
         return self.streams.run(exchange, request, limited(self.source, request), plain_text)
 
     async def event_source(self, exchange: Exchange) -> None:
@@ -75,6 +76,5 @@ class ChatEndpoints:
         if last is not None and await self.resuming.after(exchange, last):
             return
         request = from_query(head.query)
-        default = CANCEL if "credit" in request.extra else self.resuming.default()
-        asked = Asked.of(exchange, request, default)
+        asked = Asked.of(exchange, request, self.resuming.default())
         await self.resuming.run(exchange, request, limited(self.source, request), EventSource, asked)

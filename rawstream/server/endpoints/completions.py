@@ -22,8 +22,8 @@ from rawstream.flow.pump import count_tokens
 from rawstream.limits.budget import Lease
 from rawstream.model import CompletionSource, Outcome, Request, Source, Token, Usage
 from rawstream.server.exchange import Exchange, error_headers
-from rawstream.server.generation import CANCEL
-from rawstream.server.resuming import Asked, Resuming
+from rawstream.server.leaving import CANCEL, Asked
+from rawstream.server.resuming import Resuming
 from rawstream.server.router import Router
 from rawstream.server.spending import Tab
 from rawstream.server.streams import Streams

@@ -11,14 +11,18 @@ import msgspec
 
 from rawstream.errors import BadRequest
 from rawstream.server.exchange import Exchange
+from rawstream.server.generation import Generation
 from rawstream.server.router import Router
 from rawstream.server.stream import Stream
 from rawstream.server.streams import Streams
 
 
-def own_stream(streams: Streams, exchange: Exchange) -> Stream:
-    """The stream that the path names. Raises BadRequest (404): it does not run (any more), or it is another user's."""
-    stream = streams.find(exchange.param("id"))
+def own_stream(streams: Streams, exchange: Exchange) -> Stream | Generation:
+    """The stream that the path names, or the generation that nobody reads now.
+
+    Raises BadRequest (404): it does not run (any more), or it is another user's.
+    """
+    stream = streams.find(exchange.param("id")) or streams.generations.running_one(exchange.param("id"))
     user = exchange.user
     if stream is None or stream.user != (None if user is None else user.name):
         raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")

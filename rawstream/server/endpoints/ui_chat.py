@@ -14,10 +14,10 @@ from typing import Final
 
 from rawstream.errors import BadRequest, RawstreamError
 from rawstream.model import Source
-from rawstream.replay.log import pieces_from
 from rawstream.server.exchange import Exchange, error_headers
 from rawstream.server.ids import random_id
-from rawstream.server.resuming import Asked, Resuming
+from rawstream.server.leaving import Asked
+from rawstream.server.resuming import Resuming
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
 from rawstream.sources.limited import limited
@@ -72,6 +72,4 @@ class UIChatEndpoints:
         if generation is None:
             await exchange.respond(204, ())
             return
-        log = generation.log
-        passed = b"".join(pieces_from(log, log.position_after(0)))
-        await self.resuming.read(exchange, generation, log.end, compact(passed))
+        await self.resuming.read(exchange, generation, generation.log.position_after(0), compact)
