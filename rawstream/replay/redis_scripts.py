@@ -5,6 +5,7 @@
 ``rawstream:chat:<digest>``    which generation answers a user's chat
 ``rawstream:key:<digest>``     which generation an ``Idempotency-Key`` began
 ``rawstream:process:<name>``   a process that lives: it expires when it is not renewed
+``rawstream:processes``        a sorted set: those that take new connections, by when their leases end
 ``rawstream:control:<name>``   a stream: what others have to say to that process
 
 Rule 1: an entry's id says what it holds: ``<n>-0`` is a batch whose last event is number n, ``<n>-1`` the end after it.
@@ -149,18 +150,28 @@ return 0
 
 LIVE: Final = """
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1])
-local answer = {redis.call('PEXPIRE', KEYS[2], 12 * ARGV[1])}
+local now = redis.call('TIME')[1] * 1000
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
+if ARGV[4] ~= '' then
+  redis.call('ZREM', KEYS[3], KEYS[1])
+else
+  redis.call('ZADD', KEYS[3], now + ARGV[1], KEYS[1])
+end
+redis.call('PEXPIRE', KEYS[3], ARGV[1])
+local answer = {redis.call('PEXPIRE', KEYS[2], 12 * ARGV[1]), redis.call('ZCARD', KEYS[3])}
+if ARGV[4] == '' then answer[2] = answer[2] - 1 end
 if answer[1] == 0 then
   redis.call('XADD', KEYS[2], '*', 'k', 'begin')
   redis.call('PEXPIRE', KEYS[2], 12 * ARGV[1])
 else
   redis.call('XTRIM', KEYS[2], 'MINID', '~', ARGV[3])
 end
-for i = 3, #KEYS do answer[i - 1] = redis.call('EXISTS', KEYS[i]) end
+for i = 4, #KEYS do answer[i - 1] = redis.call('EXISTS', KEYS[i]) end
 return answer
 """
-"""KEYS: own process and control, others' processes. ARGV: ttl, what to say of oneself, id of the oldest message not
-read. Answers 0 when the control stream was not there (any more), and for each other whether it lives."""
+"""KEYS: own process and control, all processes, others' processes. ARGV: ttl, what to say of oneself, id of the last
+message read, '' or that it takes no more connections. Answers 0 when the control stream was not there (any more), how
+many others take connections, and for each other whether it lives."""
 
 TOUCH: Final = "for i = 1, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[1]) end"
 """KEYS: any. ARGV: ttl."""

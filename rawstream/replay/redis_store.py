@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from rawstream.errors import (
+    ClientDisconnected,
     LimitReached,
     RawstreamError,
     ServerShutdown,
@@ -76,6 +77,7 @@ class End(msgspec.Struct, omit_defaults=True):
 
 
 _KINDS: Final[dict[str, type[RawstreamError]]] = {
+    "client_left": ClientDisconnected,
     "upstream_failed": UpstreamFailed,
     "upstream_idle": UpstreamIdle,
     "budget": LimitReached,
@@ -264,15 +266,17 @@ class Store:
         return bool(await asyncio.shield(self._send(keys, [scripts.MOST_CONTROL, *flat])))
 
     async def live(
-        self, name: str, ttl: float, says: str, read: str, others: Sequence[str]
-    ) -> tuple[bool, dict[str, bool]]:
-        """Renew one's own lease. ``read``: id of the last message that was read.
+        self, name: str, ttl: float, says: str, read: str, others: Sequence[str], leaving: bool
+    ) -> tuple[bool, int, dict[str, bool]]:
+        """Renew one's own lease. ``read``: id of the last message that was read; ``leaving``: takes no connections.
 
-        Whether the control stream was there still; of each of the others whether it lives.
+        Whether the control stream was there still; how many others take connections; of each of those that were
+        named, whether it lives.
         """
-        keys = [process_key(name), control_key(name), *map(process_key, others)]
-        there, *alive = await asyncio.shield(self._live(keys, [_ms(ttl), says, read]))
-        return bool(there), {other: bool(lives) for other, lives in zip(others, alive, strict=True)}
+        keys = [process_key(name), control_key(name), f"{scripts.PREFIX}:processes", *map(process_key, others)]
+        said: list[str | int | bytes] = [_ms(ttl), says, read, "leaving" if leaving else ""]
+        there, taking, *alive = await asyncio.shield(self._live(keys, said))
+        return bool(there), taking, {other: bool(lives) for other, lives in zip(others, alive, strict=True)}
 
     async def touch(self, keys: Iterable[str], ttl: float) -> None:
         """Keep them for so many seconds from now on."""
@@ -281,6 +285,10 @@ class Store:
     async def forget(self, keys: Iterable[str]) -> None:
         """Delete them."""
         await asyncio.shield(self._forget(list(keys), []))
+
+    async def depart(self, name: str) -> None:
+        """A process ends."""
+        await self.forget([process_key(name), control_key(name)])
 
 
 def _claim(said: bytes) -> tuple[str, bytes]:

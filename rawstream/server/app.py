@@ -38,6 +38,7 @@ from rawstream.server.governor import Governor
 from rawstream.server.listener import Listener, listen, listen_at
 from rawstream.server.logs import StreamLog
 from rawstream.server.metrics import Metrics
+from rawstream.server.remote_sharing import Sharing
 from rawstream.server.resuming import Resuming
 from rawstream.server.router import Router, prepare
 from rawstream.server.streams import Streams
@@ -105,6 +106,9 @@ class App:
         self.ledger: Ledger = MemoryLedger() if self.redis is None else RedisLedger(self.redis)
         """Where users' budgets are kept."""
         self.streams = Streams(settings, (StreamLog(), *observers), tracing, self.ledger)
+        self.sharing = None if self.redis is None else Sharing(self.redis, settings, self.streams.generations)
+        """What makes answers resumable at other processes; None: no Redis is configured."""
+        self.streams.sharing = self.sharing
         self.governor = Governor(settings, self.streams)
         self.users = users_of(settings)
         self.access = Access(settings, self.users, self.ledger)
@@ -265,6 +269,8 @@ class App:
             )
             self._admin.start()
         self.governor.start()
+        if self.sharing is not None:
+            await self.sharing.start()
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -304,8 +310,12 @@ class App:
         for connection in list(self.connections):
             connection.close_if_idle()
         generations = self.streams.generations
-        generations.last_call()
         try:
+            if self.sharing is not None and await self.sharing.leave():
+                # What they read goes on here, and they read on elsewhere.
+                self.streams.send_elsewhere()
+            else:
+                generations.last_call()
             timeout = self.settings.drain_timeout if drain is None else drain
             until = monotonic() + timeout
             if await self._emptied(timeout) and await generations.settled(max(0.0, until - monotonic())):
@@ -342,6 +352,8 @@ class App:
         if tasks:
             await asyncio.wait(tasks, timeout=self.settings.cancel_timeout)
         await self.streams.generations.close(self.settings.cancel_timeout)
+        if self.sharing is not None:
+            await self.sharing.aclose()
         await self._dismiss_operators()
         self.governor.stop()
         await self.streams.spending.settled()

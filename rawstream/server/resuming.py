@@ -16,10 +16,12 @@ from rawstream.errors import RawstreamError, TooManyStreams
 from rawstream.model import Dialect, Outcome, Request, Source, StreamRecord
 from rawstream.server.exchange import Exchange
 from rawstream.server.generation import Generation
-from rawstream.server.generations import EventId
+from rawstream.server.generations import EventId, Key
 from rawstream.server.leaving import CANCEL, Asked, OnDisconnect
 from rawstream.server.log_stream import LogStream, Readable, Shorten
 from rawstream.server.logs import fields_of
+from rawstream.server.remote import RemoteGeneration
+from rawstream.server.remote_sharing import Claim
 from rawstream.server.streams import Streams
 from rawstream.server.totals import ENDED_BY
 from rawstream.server.traces import begin_trace
@@ -77,17 +79,23 @@ class Resuming:
         key = None if asked.key is None else (_name(exchange), exchange.path, asked.key)
         body = exchange.content or exchange.head.query.encode()
         async with generations.one_at_a_time(key):
-            known = None if key is None else generations.of_key(key, body)
+            known: Readable | None = None if key is None else generations.of_key(key, body)
             begun: Generation | None = None
             if known is None and generations.have_room():
-                begun = await self._begin(exchange, request, source, dialect_of, asked.policy)
-                generations.add(begun, chat=asked.chat, key=key, body=body)
-                begun.start()
+                claim = await self._claim(key, body, dialect_of, asked.chat)
+                if isinstance(claim, RemoteGeneration):
+                    known = claim
+                else:
+                    begun = await self._begin(exchange, request, source, dialect_of, asked.policy, claim)
+                    generations.add(begun, chat=asked.chat, key=key, body=body)
+                    if streams.sharing is not None and not streams.sharing.share(begun, asked.chat, claim):
+                        exchange.resumable = "local"
+                    begun.start()
         if known is not None:
-            await self.read(exchange, known, known.log.position_after(0))
+            await self.read(exchange, known, await self.beginning(known))
         elif begun is None:
             generations.refused += 1
-            exchange.resumable = False
+            exchange.resumable = "no"
             await streams.run(exchange, request, source, dialect_of)
         else:
             # What the source needs of these it has; the rest need not wait for the answer's end.
@@ -105,13 +113,14 @@ class Resuming:
         source: Source,
         dialect_of: Callable[[str], Dialect],
         policy: OnDisconnect,
+        claim: Claim | None,
     ) -> Generation:
         streams = self.streams
-        self._check_room()
         tab = None
-        if exchange.user is not None:
-            tab = await streams.spending.open(exchange.user, streams.model_of(request, source))
         try:
+            self._check_room()
+            if exchange.user is not None:
+                tab = await streams.spending.open(exchange.user, streams.model_of(request, source))
             if streams.stopping is not None:
                 raise streams.stopping
             return Generation(
@@ -127,11 +136,39 @@ class Resuming:
                 request_id=exchange.id,
                 pausing=streams.pausing,
                 trace=begin_trace(streams.tracing, request, exchange.head, exchange.path),
+                stream_id=None if claim is None else claim.stream,
             )
         except BaseException:
             if tab is not None:
                 await streams.spending.close(tab)
+            if claim is not None and streams.sharing is not None:
+                await streams.sharing.withdraw(claim)
             raise
+
+    async def _claim(
+        self, key: Key | None, body: bytes, dialect_of: Callable[[str], Dialect], chat: str | None
+    ) -> Claim | RemoteGeneration | None:
+        """Ask the other processes who begins this, where there are any and it matters."""
+        sharing = self.streams.sharing
+        if sharing is None or key is None:
+            return None
+        user, path, name = key
+        return await sharing.claim(user, path, name, body, dialect_of("0").name, chat)
+
+    async def beginning(self, generation: Readable) -> int:
+        """Where its first event begins. Raises FellBehind."""
+        sharing = self.streams.sharing
+        if sharing is not None and isinstance(generation, RemoteGeneration):
+            return await sharing.position(generation, 0)
+        return generation.log.position_after(0)
+
+    async def of_chat(self, exchange: Exchange, chat: str) -> Readable | None:
+        """The latest answer in a chat that is not over, or that nobody saw the end of; wherever it is made."""
+        user, sharing = _name(exchange), self.streams.sharing
+        here = self.generations.of_chat(chat, user)
+        if here is not None or sharing is None:
+            return here
+        return await sharing.of_chat(chat, user)
 
     def _check_room(self) -> None:
         """Answers that nobody reads count against the limit on streams, too. Raises TooManyStreams."""
@@ -184,7 +221,11 @@ class Resuming:
         event = EventId.parse(last_event_id)
         if event is None:
             return False
-        found = self.generations.after(event, _name(exchange))
+        user, sharing = _name(exchange), self.streams.sharing
+        if event.number is not None and sharing is not None and self.generations.find(event.stream, user) is None:
+            await self.read(exchange, *await sharing.after(event.stream, event.number, user))
+            return True
+        found = self.generations.after(event, user)
         if found is None:
             await exchange.respond(204, ())
         else:

@@ -44,6 +44,7 @@ from rawstream.server.exchange import Exchange
 from rawstream.server.generations import Generations
 from rawstream.server.ids import random_id
 from rawstream.server.log_stream import Readable
+from rawstream.server.remote_sharing import MovesOn, Sharing
 from rawstream.server.spending import Spending, Tab
 from rawstream.server.stream import Stream
 from rawstream.server.totals import ENDED_BY, Totals
@@ -85,6 +86,8 @@ class Streams:
         self.pausing: asyncio.Event | None = None
         """When set up and not set: sources wait, whatever their clients say."""
         self.generations = Generations(settings)
+        self.sharing: Sharing | None = None
+        """Where generations are shared with other processes."""
         self._live: dict[int, Stream] = {}
         self._by_id: dict[str, Stream] = {}
         self.stopping: ServerShutdown | None = None
@@ -112,6 +115,13 @@ class Streams:
         else:
             return False
         return True
+
+    def send_elsewhere(self) -> None:
+        """Part with the readers of what others hand out as well."""
+        reason = MovesOn("this server is going away; the answer goes on, reconnect")
+        for stream in self:
+            if stream.generation is not None:
+                stream.interruption.interrupt(reason)
 
     def shut_down(self) -> None:
         """End every stream, and refuse new ones."""
@@ -280,6 +290,8 @@ class Streams:
                 await exchange.connection.flush(timeout=self.settings.flush_timeout)
             elif isinstance(error, StreamStopped):
                 await stream.delivery.stop(str(error))
+            elif isinstance(error, MovesOn) and dialect.name in ("event-source", "chat"):
+                await error.part(exchange, dialect)
             elif not stream.delivery.committed and not exchange.started:
                 await exchange.refuse(error)
             elif stream.leased and isinstance(error, BudgetSpent | RateLimited):

@@ -87,7 +87,8 @@ class Settings:
         None,
         "Users",
         "url",
-        "Redis that all processes share (redis://127.0.0.1:6379/0): token budgets. Needs rawstream[redis].",
+        "Redis that all processes share (redis://127.0.0.1:6379/0): token budgets, and answers that can be resumed at any "
+        "of them. Needs rawstream[redis].",
         secret=True,
     )
 
@@ -252,6 +253,12 @@ class Settings:
     )
     replay_keep: float = _setting(
         300.0, "Resuming", "seconds", "How long an answer that has ended is kept for who comes back."
+    )
+    replay_flush: float = _setting(
+        0.02,
+        "Resuming",
+        "seconds",
+        "With --redis: how often the events of this process's answers are published for the others, and theirs read.",
     )
     replay_total: int = _setting(
         64 * MiB,

@@ -46,5 +46,11 @@ class StreamEndpoints:
 
     async def stop(self, exchange: Exchange) -> None:
         """Stop a stream for everybody. 202: it is being stopped; 404: it does not run (any more)."""
-        self.streams.stop(own_stream(self.streams, exchange).id)
+        sharing, stream_id = self.streams.sharing, exchange.param("id")
+        try:
+            self.streams.stop(own_stream(self.streams, exchange).id)
+        except BadRequest:
+            user = None if exchange.user is None else exchange.user.name
+            if sharing is None or not await sharing.stop(stream_id, user):
+                raise
         await exchange.respond_json(b'{"status": "stopping"}', 202)

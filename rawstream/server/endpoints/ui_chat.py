@@ -67,9 +67,8 @@ class UIChatEndpoints:
         chat = exchange.param("id")
         if _CHAT_ID.fullmatch(chat) is None:
             raise BadRequest("this is not the id of a chat")
-        user = None if exchange.user is None else exchange.user.name
-        generation = self.resuming.generations.of_chat(chat, user)
+        generation = await self.resuming.of_chat(exchange, chat)
         if generation is None:
             await exchange.respond(204, ())
             return
-        await self.resuming.read(exchange, generation, generation.log.position_after(0), compact)
+        await self.resuming.read(exchange, generation, await self.resuming.beginning(generation), compact)
