@@ -16,7 +16,7 @@ from rawstream.server.router import Router
 from rawstream.server.streams import Discipline, Streams
 from rawstream.sources.limited import limited
 from rawstream.wire.chat_tokens import ChatTokens
-from rawstream.wire.event_source import EventSource
+from rawstream.wire.event_source import EventSource, retry_of
 from rawstream.wire.json_body import decode_chat, from_query
 from rawstream.wire.plain_text import PlainText
 
@@ -29,6 +29,11 @@ def chat_tokens(stream_id: str) -> ChatTokens:
 def numbered_tokens(stream_id: str) -> EventSource:
     """The dialect of a ``/chat`` that can be resumed: each event has an id."""
     return EventSource(stream_id, retry_ms=None)
+
+
+def events(stream_id: str) -> EventSource:
+    """The dialect of ``/stream``. Each stream's clients are told a time of their own to come back after."""
+    return EventSource(stream_id, retry_of(stream_id))
 
 
 def plain_text(stream_id: str) -> PlainText:
@@ -77,4 +82,4 @@ class ChatEndpoints:
             return
         request = from_query(head.query)
         asked = Asked.of(exchange, request, self.resuming.default())
-        await self.resuming.run(exchange, request, limited(self.source, request), EventSource, asked)
+        await self.resuming.run(exchange, request, limited(self.source, request), events, asked)
