@@ -104,7 +104,7 @@ class Log:
         data += frames
         self.end += len(frames)
         self.events += frames.count(_BLANK)
-        before = self.start - len(frames)
+        before = self.start + len(frames)
         last = self.end - self._shelf.window if keep is None else min(keep, self.end - self._shelf.window)
         while len(pieces) > 1 and pieces[1].start <= last:
             del pieces[0]
