@@ -172,18 +172,16 @@ class Publisher:
         chat: str | None,
         key: tuple[str, bytes] | None,
         fence: str | None,
-    ) -> None:
-        """Publish it from now on. ``fence``: it was announced with it."""
+    ) -> Published:
+        """Publish it from now on. ``fence``: it was announced with it; else ``announce`` it."""
         one = Published(generation, fence or new_fence(), chat, key)
         one.announced = fence is not None
         self._published[generation.id] = one
-        generation.log.listen(one, lambda: self._heard(one))
-        self._heard(one)
+        generation.log.listen(one, lambda: self.heard(one))
+        return one
 
-    def knows(self, stream: str) -> bool:
-        return stream in self._published
-
-    def _heard(self, one: Published) -> None:
+    def heard(self, one: Published) -> None:
+        """There is something new to publish."""
         self._dirty[one] = None
         self._idle.clear()
         self._news.set()
@@ -226,7 +224,7 @@ class Publisher:
         try:
             for one in todo:
                 if not one.announced:
-                    await self._announce(one)
+                    await self.announce(one)
             while todo:
                 batches, some = self._batches(todo)
                 for one, batch, went in zip(some, batches, await self._store.publish(batches), strict=True):
@@ -237,7 +235,8 @@ class Publisher:
             return False
         return True
 
-    async def _announce(self, one: Published) -> None:
+    async def announce(self, one: Published) -> None:
+        """Let others find it. Cancel-safe: it may be announced all the same. Raises RedisGone."""
         generation = one.generation
         again = one.lost or one.key is not None
         about = self.about(generation.id, generation.user, generation.dialect.name, generation.path)
@@ -266,10 +265,10 @@ class Publisher:
                 self._ended += one.keys[2:]
                 self.drop(one)
             elif one.waits:
-                self._heard(one)
+                self.heard(one)
         elif went == 0:
             one.was_lost()
-            self._heard(one)
+            self.heard(one)
         else:
             self.sealed += 1
             log.warning("stream %s: others took this process for dead, and have ended it", one.generation.public_id)
@@ -289,7 +288,7 @@ class Publisher:
     def retry(self) -> None:
         """Redis is back: look at all of them."""
         for one in self._published.values():
-            self._heard(one)
+            self.heard(one)
 
 
 def new_fence() -> str:

@@ -39,6 +39,8 @@ log = logging.getLogger("rawstream")
 _SOONEST: Final = 100
 _LATEST: Final = 1000
 """Milliseconds within which those who are sent away come back."""
+_ANNOUNCE: Final = 0.25
+"""Seconds that the first token waits, at most, until the answer can be found elsewhere."""
 _ANSWER: Final = 1.0
 """Seconds that another process may take to say what became of a signal."""
 
@@ -75,6 +77,7 @@ class Sharing:
     """One process's part in it. Runs between ``start()`` and ``aclose()``."""
 
     def __init__(self, link: RedisLink, settings: Settings, generations: Generations) -> None:
+        self._link = link
         self._settings = settings
         self._generations = generations
         self.store = Store(link)
@@ -100,7 +103,7 @@ class Sharing:
     @property
     def available(self) -> bool:
         """Does Redis answer?"""
-        return self.hub.available
+        return self.hub.available and not self._link.gone
 
     @property
     def away(self) -> int:
@@ -169,15 +172,24 @@ class Sharing:
             with contextlib.suppress(RedisGone):
                 await self.store.forget([stream_key(claim.stream), log_key(claim.stream), claim.key[0]])
 
-    def share(self, generation: Generation, chat: str | None, claim: Claim | None) -> bool:
-        """Let others read it. False: Redis does not answer; for now it is this process's alone."""
+    async def share(self, generation: Generation, chat: str | None, claim: Claim | None) -> bool:
+        """Let others read it: when this returns they find it. False: Redis does not answer in time.
+
+        Then it is this process's alone for now, and shared as soon as Redis is back.
+        """
         named = None if chat is None else chat_key(generation.user, chat)
-        self.publisher.add(
-            generation, named, None if claim is None else claim.key, None if claim is None else claim.fence
-        )
-        if not self.available:
+        key, fence = (None, None) if claim is None else (claim.key, claim.fence)
+        one = self.publisher.add(generation, named, key, fence)
+        try:
+            if not one.announced and self.available:
+                async with asyncio.timeout(_ANNOUNCE):
+                    await self.publisher.announce(one)
+        except (RedisGone, TimeoutError):
+            pass  # the publisher announces it when it can
+        if not one.announced:
             self.degraded += 1
-        return self.available
+            self.publisher.heard(one)
+        return one.announced
 
     # --- what is elsewhere
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from rawstream.errors import RawstreamError, TooManyStreams
+from rawstream.errors import RawstreamError, ServerShutdown, TooManyStreams
 from rawstream.model import Dialect, Outcome, Request, Source, StreamRecord
 from rawstream.server.exchange import Exchange
 from rawstream.server.generation import Generation
@@ -88,9 +88,9 @@ class Resuming:
                 else:
                     begun = await self._begin(exchange, request, source, dialect_of, asked.policy, claim)
                     generations.add(begun, chat=asked.chat, key=key, body=body)
-                    if streams.sharing is not None and not streams.sharing.share(begun, asked.chat, claim):
-                        exchange.resumable = "local"
                     begun.start()
+                    if not await self._share(begun, asked.chat, claim):
+                        exchange.resumable = "local"
         if known is not None:
             await self.read(exchange, known, await self.beginning(known))
         elif begun is None:
@@ -154,6 +154,17 @@ class Resuming:
             return None
         user, path, name = key
         return await sharing.claim(user, path, name, body, dialect_of("0").name, chat)
+
+    async def _share(self, begun: Generation, chat: str | None, claim: Claim | None) -> bool:
+        """Let the other processes find it, where there are any. False: they cannot, for now."""
+        sharing = self.streams.sharing
+        if sharing is None:
+            return True
+        try:
+            return await sharing.share(begun, chat, claim)
+        except BaseException:
+            self.generations.discard(begun, ServerShutdown("the request was cancelled"))
+            raise
 
     async def beginning(self, generation: Readable) -> int:
         """Where its first event begins. Raises FellBehind."""
