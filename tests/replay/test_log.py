@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rawstream.errors import UpstreamFailed
-from rawstream.replay.log import PIECE, FellBehind, Log
+from rawstream.replay.log import PIECE, FellBehind, Log, Shelf
 
 
 def event(number: int, size: int = 0) -> bytes:
@@ -97,3 +97,29 @@ def test_a_failure_is_kept_for_whoever_comes_later() -> None:
     failure = UpstreamFailed("it broke")
     log.fail(failure)
     assert (log.ended, log.failure, len(heard)) == (True, failure, 1)
+
+
+def test_what_is_to_be_kept_is_kept_whatever_the_window() -> None:
+    log = Log(PIECE)
+    for number in range(1, 51):
+        log.append(event(number, 1000), keep=3000)
+    assert log.start <= 3000
+    log.append(event(51, 1000))
+    assert log.start > 40_000
+
+
+def test_a_shelf_knows_what_all_of_its_logs_hold_and_how_much_each_may() -> None:
+    shelf = Shelf(2 * PIECE)
+    one, two = Log(shelf), Log(shelf)
+    for number in range(1, 101):
+        one.append(event(number, 500))
+        two.append(event(number, 50))
+    assert shelf.held == one.held + two.held
+    shelf.window = PIECE
+    one.append(event(101, 500))
+    assert one.held < 3 * PIECE
+    one.leave_shelf()
+    assert shelf.held == two.held
+    one.append(event(102, 500))
+    assert shelf.held == two.held
+    assert one.read(one.position_after(101), 1 << 20) == event(102, 500)
