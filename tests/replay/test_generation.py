@@ -189,7 +189,7 @@ def test_alone_it_goes_on_until_the_window_is_full_and_loses_nothing(reads: int,
         back = generation.read_from(seen, Request([]))
         number = 0 if reads == 0 else -1
         got = b""
-        while len(got) < window:
+        while len(got) < window + size + len(b"begin\n\n"):
             got += await read(back) or b""
         events = got.split(b"\n\n")[:-1]
         numbers = [int(event.partition(b":")[0]) for event in events if event != b"begin"]
