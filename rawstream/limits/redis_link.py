@@ -92,6 +92,10 @@ class RedisLink:
             log.warning("Redis answers again")
         return answer
 
+    def another(self) -> RedisLink:
+        """Connections of their own to the same Redis, for what must not wait its turn behind others' commands."""
+        return RedisLink(self._url, self._clock)
+
     def reader(self, block: float) -> RedisReader:
         """A connection of its own, for what waits up to ``block`` seconds."""
         return RedisReader(_client(self._url, block + WAIT, "rawstream-reader"), block)

@@ -142,11 +142,16 @@ return 1
 """KEYS: stream, log, its owner's process. ARGV: the end. Answers 0 when the owner lives, else 1: the log has ended."""
 
 SEND: Final = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-if redis.call('XADD', KEYS[2], 'NOMKSTREAM', 'MAXLEN', '~', ARGV[1], '*', unpack(ARGV, 2)) then return 1 end
-return 0
+local answer = {}
+for i = 1, #KEYS / 2 do
+  answer[i] = 0
+  if redis.call('EXISTS', KEYS[2 * i - 1]) == 1 and
+    redis.call('XADD', KEYS[2 * i], 'NOMKSTREAM', 'MAXLEN', '~', ARGV[1], '*', 'm', ARGV[i + 1]) then answer[i] = 1 end
+end
+return answer
 """
-"""KEYS: process, control. ARGV: most messages, fields and values. Answers 0 when the process does not live."""
+"""KEYS: process and control, for each message. ARGV: most messages that may wait, the messages. Answers of each 0 when
+the process does not live."""
 
 LIVE: Final = """
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1])
@@ -161,7 +166,7 @@ redis.call('PEXPIRE', KEYS[3], ARGV[1])
 local answer = {redis.call('PEXPIRE', KEYS[2], 12 * ARGV[1]), redis.call('ZCARD', KEYS[3])}
 if ARGV[4] == '' then answer[2] = answer[2] - 1 end
 if answer[1] == 0 then
-  redis.call('XADD', KEYS[2], '*', 'k', 'begin')
+  redis.call('XADD', KEYS[2], '*', 'm', '')
   redis.call('PEXPIRE', KEYS[2], 12 * ARGV[1])
 else
   redis.call('XTRIM', KEYS[2], 'MINID', '~', ARGV[3])

@@ -86,6 +86,22 @@ _KINDS: Final[dict[str, type[RawstreamError]]] = {
 }
 
 
+class Message(msgspec.Struct, omit_defaults=True):
+    """What one process says to another."""
+
+    kind: str
+    stream: str = ""
+    name: str = ""
+    """Of a reader, or of a question."""
+    position: int = 0
+    sender: str = ""
+    value: Any = None
+
+    @classmethod
+    def decode(cls, data: bytes) -> Message:
+        return msgspec.json.decode(data, type=cls)
+
+
 class Batch(NamedTuple):
     """What is published of one generation at a time."""
 
@@ -259,11 +275,12 @@ class Store:
         keys = [stream_key(about.stream), log_key(about.stream), process_key(about.owner)]
         return bool(await asyncio.shield(self._seal(keys, [lost.encode()])))
 
-    async def send(self, process: str, message: dict[str, str | int | bytes]) -> bool:
-        """Tell a process something. False: it does not live."""
-        flat: list[str | int | bytes] = [word for field in message.items() for word in field]
-        keys = [process_key(process), control_key(process)]
-        return bool(await asyncio.shield(self._send(keys, [scripts.MOST_CONTROL, *flat])))
+    async def send(self, messages: Sequence[tuple[str, Message]]) -> list[bool]:
+        """Tell processes something. Of each False: it does not live."""
+        keys = [key for process, _ in messages for key in (process_key(process), control_key(process))]
+        said = [msgspec.json.encode(message) for _, message in messages]
+        answer = await asyncio.shield(self._send(keys, [scripts.MOST_CONTROL, *said]))
+        return [bool(went) for went in answer]
 
     async def live(
         self, name: str, ttl: float, says: str, read: str, others: Sequence[str], leaving: bool

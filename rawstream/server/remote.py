@@ -8,7 +8,6 @@ Rule 3: backpressure goes on: the owner is told how far the reader has come, and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -16,7 +15,7 @@ from rawstream.errors import RawstreamError, StreamStopped
 from rawstream.flow.signals import Signals
 from rawstream.model import Dialect, Outcome, Request
 from rawstream.replay.log import FellBehind, Log
-from rawstream.replay.redis_store import About, End, Page, Store, events_of
+from rawstream.replay.redis_store import About, End, Message, Page, Store, events_of
 from rawstream.server.ids import random_id
 from rawstream.server.log_stream import LogStream, Shorten
 from rawstream.settings import Settings
@@ -30,8 +29,10 @@ AHEAD: Final = 64 * 1024
 megabyte a second."""
 REPORT: Final = AHEAD // 4
 """Bytes after which a reader says how far it has come."""
-_CATCH_UP: Final = 2.0
-"""Seconds until what a client has seen must have come here too: its owner publishes every few milliseconds."""
+_CATCH_UP: Final = 10.0
+"""Seconds until what a client has seen must have come here too. Its owner publishes every few milliseconds."""
+_MOST_AHEAD: Final = 100_000
+"""Events that a client may have seen, and that are not published yet; whoever names a later one makes it up."""
 
 DIALECTS: Final[dict[str, Callable[[str], Dialect]]] = {
     "chat": lambda stream_id: ChatTokens(),
@@ -50,7 +51,7 @@ class Feed(Protocol):
 
     def follow(self, remote: RemoteGeneration) -> None: ...
     def unfollow(self, remote: RemoteGeneration) -> None: ...
-    def tell(self, process: str, message: dict[str, str | int | bytes]) -> None: ...
+    def tell(self, process: str, message: Message) -> None: ...
 
 
 class RemoteGeneration:
@@ -99,14 +100,17 @@ class RemoteGeneration:
     # --- its log
 
     async def open(self, event: int) -> int:
-        """Get what there is after that event. Where a reader goes on. Cancel-safe. Raises FellBehind, RedisGone."""
+        """Get what there is after that event. Where a reader goes on. Cancel-safe.
+
+        Raises FellBehind (410), RedisGone, and TimeoutError when the event does not come.
+        """
         page = await self._store.fetch(self.id, f"{event}-0")
         while True:
             self._take_page(page)
             if self.log.ended or not page.frames:
                 break
             page = await self._store.fetch(self.id, page.last)
-        if self.log.events < event and not self.log.ended:
+        if self.log.events < event <= self.log.events + _MOST_AHEAD and not self.log.ended:
             await self._reaches(event)
         try:
             return self.log.position_after(event)
@@ -127,11 +131,10 @@ class RemoteGeneration:
         self.log.listen(news, news.set)
         self._feed.follow(self)
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_CATCH_UP):
-                    while self.log.events < event and self.running:
-                        news.clear()
-                        await news.wait()
+            async with asyncio.timeout(_CATCH_UP):
+                while self.log.events < event and self.running:
+                    news.clear()
+                    await news.wait()
         finally:
             self.log.forget(news)
             if self._reader is None:
@@ -215,12 +218,10 @@ class RemoteGeneration:
                 self._tell("leave")
 
     def stop(self, reason: StreamStopped) -> None:
-        self._feed.tell(self.about.owner, {"k": "stop", "g": self.id})
+        self._feed.tell(self.about.owner, Message("stop", self.id))
 
     def _tell(self, kind: str) -> None:
-        self._feed.tell(
-            self.about.owner, {"k": kind, "g": self.id, "r": self.name, "p": self._reported, "o": self._feed.name}
-        )
+        self._feed.tell(self.about.owner, Message(kind, self.id, self.name, self._reported, self._feed.name))
 
 
 def _order(entry: str) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Any, Final
 
 from rawstream.limits.redis_link import Entry, RedisGone, RedisLink
-from rawstream.replay.redis_store import End, OwnerLost, Store, control_key, log_key
+from rawstream.replay.redis_store import End, Message, OwnerLost, Store, control_key, log_key
 from rawstream.server.ids import random_id
 from rawstream.server.remote import RemoteGeneration, earliest, events_of
 from rawstream.settings import Settings
@@ -37,7 +37,10 @@ _BLOCK: Final = 1.0
 _MOST: Final = 256
 """Entries of each stream that are read at a time."""
 _MOST_WAITING: Final = 10_000
-"""Messages to others that wait for Redis; past it the oldest go: whoever comes back says it all again."""
+"""Messages to others that wait for Redis; past it the oldest go. Those that fail go too: whoever
+is back says it all again."""
+_AT_ONCE: Final = 64
+"""Messages in one script."""
 _PAUSE: Final = 0.25
 """Seconds until a read that failed is tried again."""
 _BLANK: Final = b"\n\n"
@@ -52,7 +55,7 @@ class Hub:
         store: Store,
         settings: Settings,
         *,
-        heard: Callable[[dict[bytes, bytes]], None],
+        heard: Callable[[Message], None],
         reading: Callable[[], Iterable[str]],
         lost: Callable[[str | None], None],
         back: Callable[[], None],
@@ -75,7 +78,7 @@ class Hub:
         self._control_at = "0-0"
         self._waits = False
         """Does the read wait for what was followed when it began?"""
-        self._outbox: deque[tuple[str, dict[str, str | int | bytes]]] = deque(maxlen=_MOST_WAITING)
+        self._outbox: deque[tuple[str, Message]] = deque(maxlen=_MOST_WAITING)
         self._outgoing = asyncio.Event()
         self._well_since: float | None = None
         self._heard_at = monotonic()
@@ -126,7 +129,8 @@ class Hub:
             followed.add(remote)
             if self._waits:
                 self._waits = False
-                self.tell(self.name, {"k": "wake"})
+                self._outbox.appendleft((self.name, Message("wake")))
+                self._outgoing.set()
 
     def unfollow(self, remote: RemoteGeneration) -> None:
         """Idempotent."""
@@ -136,7 +140,7 @@ class Hub:
             if not followed:
                 del self._followed[remote.id]
 
-    def tell(self, process: str, message: dict[str, str | int | bytes]) -> None:
+    def tell(self, process: str, message: Message) -> None:
         """Say it as soon as Redis takes it."""
         self._outbox.append((process, message))
         self._outgoing.set()
@@ -151,13 +155,11 @@ class Hub:
             await self._outgoing.wait()
             self._outgoing.clear()
             while self._outbox and self.available:
-                process, message = self._outbox[0]
+                some = [self._outbox.popleft() for _ in range(min(len(self._outbox), _AT_ONCE))]
                 try:
-                    await self._store.send(process, message)
+                    await self._store.send(some)
                 except RedisGone:
                     self._failed()
-                    break
-                self._outbox.popleft()
 
     async def _read(self) -> None:
         control = control_key(self.name)
@@ -187,8 +189,10 @@ class Hub:
     def _hear(self, entries: list[Entry]) -> None:
         for entry, fields in entries:
             self._control_at = entry.decode()
-            if fields.get(b"k") not in (b"wake", b"begin"):
-                self._heard(fields)
+            if said := fields.get(b"m"):
+                message = Message.decode(said)
+                if message.kind != "wake":
+                    self._heard(message)
 
     def _take(self, name: str, entries: list[Entry]) -> None:
         stream = name.rpartition(":")[2]

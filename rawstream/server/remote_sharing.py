@@ -17,14 +17,12 @@ import random
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from rawstream.errors import BadRequest, RawstreamError, ServerShutdown, StreamStopped
 from rawstream.flow.signals import leave
 from rawstream.limits.redis_link import RedisGone, RedisLink
 from rawstream.model import Dialect
 from rawstream.replay.log import FellBehind
-from rawstream.replay.redis_store import About, Store, chat_key, idempotency_key, log_key, stream_key
+from rawstream.replay.redis_store import About, Message, Store, chat_key, idempotency_key, log_key, stream_key
 from rawstream.server.exchange import Exchange
 from rawstream.server.generation import Generation
 from rawstream.server.generations import Generations
@@ -39,7 +37,7 @@ log = logging.getLogger("rawstream")
 _SOONEST: Final = 100
 _LATEST: Final = 1000
 """Milliseconds within which those who are sent away come back."""
-_ANNOUNCE: Final = 0.25
+_ANNOUNCE: Final = 1.0
 """Seconds that the first token waits, at most, until the answer can be found elsewhere."""
 _ANSWER: Final = 1.0
 """Seconds that another process may take to say what became of a signal."""
@@ -81,9 +79,12 @@ class Sharing:
         self._settings = settings
         self._generations = generations
         self.store = Store(link)
+        # A thousand clients that come back at once do not hold up the lease, or what is published.
+        self._own = link.another()
+        store = Store(self._own)
         self.hub = Hub(
             link,
-            self.store,
+            store,
             settings,
             heard=self._heard,
             reading=lambda: {reader.process for _, reader in self._away.values()},
@@ -91,7 +92,7 @@ class Sharing:
             back=self._back,
             beat=self._beat,
         )
-        self.publisher = Publisher(self.hub.name, settings, self.store)
+        self.publisher = Publisher(self.hub.name, settings, store)
         self._away: dict[str, tuple[Generation, AwayReader]] = {}
         """Readers in other processes, by the names they gave themselves."""
         self._asked: dict[str, asyncio.Future[str]] = {}
@@ -103,7 +104,7 @@ class Sharing:
     @property
     def available(self) -> bool:
         """Does Redis answer?"""
-        return self.hub.available and not self._link.gone
+        return self.hub.available and not self._link.gone and not self._own.gone
 
     @property
     def away(self) -> int:
@@ -138,6 +139,7 @@ class Sharing:
             self._publishing.cancel()
             await asyncio.wait([self._publishing])
         await self.hub.aclose()
+        await self._own.aclose()
 
     # --- what begins here
 
@@ -228,10 +230,9 @@ class Sharing:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except RedisGone as gone:
-            raise StoreGone(
-                "what is kept elsewhere cannot be reached just now; try again", detail=gone.detail
-            ) from None
+        except (RedisGone, TimeoutError) as gone:
+            detail = gone.detail if isinstance(gone, RedisGone) else None
+            raise StoreGone("what is kept elsewhere cannot be reached just now; try again", detail=detail) from None
 
     async def stop(self, stream: str, user: str | None) -> bool:
         """End it for everybody. False: it does not run anywhere. Raises StoreGone."""
@@ -239,7 +240,7 @@ class Sharing:
         if about is None or not about.running:
             return False
         with self._reaching():
-            return await self.store.send(about.owner, {"k": "stop", "g": stream})
+            return all(await self.store.send([(about.owner, Message("stop", stream))]))
 
     async def signal(self, stream: str, user: str | None, value: Any) -> str | None:
         """Leave a signal for its source. ``put``, ``full``, ``none`` (it takes none) or ``ended``; None: it does not
@@ -250,12 +251,10 @@ class Sharing:
             return None
         asked = random_id(8)
         answer = self._asked[asked] = asyncio.get_running_loop().create_future()
-        said: dict[str, str | int | bytes] = {
-            "k": "signal", "g": stream, "r": asked, "o": self.hub.name, "v": msgspec.json.encode(value)
-        }  # fmt: skip
+        said = Message("signal", stream, asked, sender=self.hub.name, value=value)
         try:
             with self._reaching():
-                if not await self.store.send(about.owner, said):
+                if not all(await self.store.send([(about.owner, said)])):
                     return None
             async with asyncio.timeout(_ANSWER):
                 told: str = await answer
@@ -267,35 +266,34 @@ class Sharing:
 
     # --- what others say
 
-    def _heard(self, said: dict[bytes, bytes]) -> None:
-        told = {name.decode(): value for name, value in said.items()}
-        kind, stream = told["k"], told.get("g", b"").decode()
-        if kind == b"said":
-            answer = self._asked.get(told["r"].decode())
+    def _heard(self, said: Message) -> None:
+        if said.kind == "said":
+            answer = self._asked.get(said.name)
             if answer is not None and not answer.done():
-                answer.set_result(told["v"].decode())
+                answer.set_result(said.value)
             return
-        generation = self._generations.running_one(stream)
-        if kind == b"signal":
-            self._signalled(generation, told)
+        generation = self._generations.running_one(said.stream)
+        if said.kind == "signal":
+            what = "ended" if generation is None else leave(generation.mailbox, said.value)
+            self.hub.tell(said.sender, Message("said", name=said.name, value=what))
         elif generation is None:
-            self._away.pop(told.get("r", b"").decode(), None)
-        elif kind == b"stop":
+            self._away.pop(said.name, None)
+        elif said.kind == "stop":
             generation.stop(StreamStopped("the stream was stopped"))
         else:
-            self._read_away(generation, kind, told["r"].decode(), int(told["p"]), told.get("o", b"").decode())
+            self._read_away(generation, said)
 
-    def _read_away(self, generation: Generation, kind: bytes, name: str, position: int, process: str) -> None:
-        known = self._away.get(name)
+    def _read_away(self, generation: Generation, said: Message) -> None:
+        known = self._away.get(said.name)
         if known is not None:
-            known[1].position = max(known[1].position, position)
-        if kind == b"leave":
-            self._leaves(name)
+            known[1].position = max(known[1].position, said.position)
+        if said.kind == "leave":
+            self._leaves(said.name)
         elif known is not None:
             generation.wake()
-        elif kind == b"come":
-            reader = AwayReader(process, position)
-            self._away[name] = generation, reader
+        elif said.kind == "come":
+            reader = AwayReader(said.sender, said.position)
+            self._away[said.name] = generation, reader
             generation.comes(reader)
 
     def _leaves(self, name: str) -> None:
@@ -303,10 +301,6 @@ class Sharing:
         if known is not None:
             generation, reader = known
             generation.leaves(reader)
-
-    def _signalled(self, generation: Generation | None, told: dict[str, bytes]) -> None:
-        said = "ended" if generation is None else leave(generation.mailbox, msgspec.json.decode(told["v"]))
-        self.hub.tell(told["o"].decode(), {"k": "said", "r": told["r"], "v": said})
 
     def _lost(self, process: str | None) -> None:
         """A process is gone, and its readers with it; None: nobody hears anybody."""
