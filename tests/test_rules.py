@@ -19,6 +19,7 @@ import rawstream
 from rawstream.errors import ClientDisconnected, ClientStalled, ConcurrentWrite, RawstreamError, UpstreamIdle
 from rawstream.flow.gate import GateState
 from rawstream.model import Outcome, Request, SourceItem, Token
+from rawstream.server.connection import Connection
 from rawstream.server.exchange import Exchange
 from rawstream.settings import Settings
 from rawstream.wire.sse import encode_event
@@ -65,7 +66,10 @@ async def stalled_client(served: Served, path: str = "/chat") -> Client:
     known = set(served.server.app.connections)
     client = await served.client(post(path))
     await until(
-        lambda: any(connection.gate.waiting for connection in set(served.server.app.connections) - known),
+        lambda: any(
+            isinstance(connection, Connection) and connection.gate.waiting
+            for connection in set(served.server.app.connections) - known
+        ),
         "the stream waits for its client",
     )
     return client

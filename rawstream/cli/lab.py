@@ -22,7 +22,7 @@ from rich.text import Text
 
 from rawstream.client import stream
 from rawstream.errors import RawstreamError
-from rawstream.lab import experiments
+from rawstream.lab import experiments, flapping
 from rawstream.lab.experiments import Report, Show
 from rawstream.lab.pairing import pairing as pair
 
@@ -164,6 +164,13 @@ def who_holds_the_bytes(as_json: bool) -> None:
     """The same 60,000 tokens for a client that reads nothing, by all four disciplines: who holds them. About 3 s."""
     question = "A client stops reading. Where is its answer?"
     sys.exit(run("who-holds-the-bytes", question, experiments.who_holds_the_bytes, as_json))
+
+
+@lab.command("flap", short_help="Connections break: what does an answer cost?")
+@_json
+def flap(as_json: bool) -> None:
+    """A hundred readers whose connections break four times each: who begins anew, and who resumes. About 8 s."""
+    sys.exit(run("flap", "What does a flapping connection cost?", flapping.flap, as_json))
 
 
 @lab.command("pairing", short_help="Is a token made only when one is read?")

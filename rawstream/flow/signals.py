@@ -18,6 +18,15 @@ MOST_UNREAD: Final = 64
 """Signals that may wait for a source which does not read them."""
 
 
+def leave(signals: Signals | None, value: Any) -> str:
+    """Leave a signal. What became of it: ``put``, ``full``, ``ended``, or ``none``: nobody reads signals there."""
+    if signals is None:
+        return "none"
+    if signals.closed:
+        return "ended"
+    return "put" if signals.put(value) else "full"
+
+
 class Signals:
     """``model.Request.signals``: an async iterator of what was ``put``, in order. One reader at a time.
 

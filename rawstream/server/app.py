@@ -42,6 +42,8 @@ from rawstream.server.link import Link
 from rawstream.server.listener import Listener, listen, listen_at
 from rawstream.server.logs import StreamLog
 from rawstream.server.metrics import Metrics
+from rawstream.server.remote_sharing import Sharing
+from rawstream.server.resuming import Resuming
 from rawstream.server.router import Router, prepare
 from rawstream.server.streams import Streams
 from rawstream.server.tls import TlsProtocol, server_context
@@ -114,6 +116,9 @@ class App:
         self.ledger: Ledger = MemoryLedger() if self.redis is None else RedisLedger(self.redis)
         """Where users' budgets are kept."""
         self.streams = Streams(settings, (StreamLog(), *observers), tracing, self.ledger)
+        self.sharing = None if self.redis is None else Sharing(self.redis, settings, self.streams.generations)
+        """What makes answers resumable at other processes; None: no Redis is configured."""
+        self.streams.sharing = self.sharing
         self.governor = Governor(settings, self.streams)
         self.users = users_of(settings)
         self.access = Access(settings, self.users, self.ledger)
@@ -121,10 +126,11 @@ class App:
         self.router = Router()
         self.operator_router = Router()
         """What the admin port answers, and nothing else."""
-        self.chat = ChatEndpoints(self.streams, source)
+        self.resuming = Resuming(self.streams)
+        self.chat = ChatEndpoints(self.streams, source, self.resuming)
         self.chat.register(self.router)
-        CompletionEndpoints(self.streams, source).register(self.router)
-        UIChatEndpoints(self.streams, source).register(self.router)
+        CompletionEndpoints(self.streams, source, self.resuming).register(self.router)
+        UIChatEndpoints(self.streams, source, self.resuming).register(self.router)
         CreditEndpoints(self.streams).register(self.router)
         SignalEndpoints(self.streams).register(self.router)
         StreamEndpoints(self.streams).register(self.router)
@@ -291,6 +297,8 @@ class App:
             )
             self._admin.start()
         self.governor.start()
+        if self.sharing is not None:
+            await self.sharing.start()
 
     @property
     def sockets(self) -> list[socket.socket]:
@@ -353,8 +361,16 @@ class App:
             handshake.abort()
         for connection in list(self.connections):
             connection.close_if_idle()
+        generations = self.streams.generations
         try:
-            if await self._emptied(self.settings.drain_timeout if drain is None else drain):
+            if self.sharing is not None and await self.sharing.leave():
+                # What they read goes on here, and they read on elsewhere.
+                self.streams.send_elsewhere()
+            else:
+                generations.last_call()
+            timeout = self.settings.drain_timeout if drain is None else drain
+            until = monotonic() + timeout
+            if await self._emptied(timeout) and await generations.settled(max(0.0, until - monotonic())):
                 return
             self.streams.shut_down()
             await self._emptied(self.settings.cancel_timeout)
@@ -387,6 +403,9 @@ class App:
             connection.transport.abort()
         if tasks:
             await asyncio.wait(tasks, timeout=self.settings.cancel_timeout)
+        await self.streams.generations.close(self.settings.cancel_timeout)
+        if self.sharing is not None:
+            await self.sharing.aclose()
         await self._dismiss_operators()
         self.governor.stop()
         await self.streams.spending.settled()
@@ -426,9 +445,17 @@ class App:
             "opened": streams.admission.opened,
             "refused": streams.admission.refused,
             "peak_streams": streams.admission.peak,
-            "tokens": streams.totals.tokens + sum(stream.meter.tokens for stream in live),
+            "tokens": streams.tokens(),
             "bytes": streams.totals.bytes + sum(stream.meter.bytes for stream in live),
-            "buffered": sum(stream.process_buffered() for stream in live),
+            "buffered": sum(stream.process_buffered() for stream in live) + streams.generations.held,
+            "generations": {
+                "running": streams.generations.running,
+                "alone": len(streams.generations.alone()),
+                "kept": len(streams.generations),
+                "opened": streams.generations.opened,
+                "resumed": streams.generations.resumed,
+                "held": streams.generations.held,
+            },
             "oldest": max((now - stream.meter.started_at for stream in live), default=0.0),
             "outcomes": streams.totals.outcomes,
         }

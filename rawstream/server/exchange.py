@@ -108,6 +108,7 @@ class Exchange:
         "params",
         "path",
         "refusal",
+        "resumable",
         "started",
         "status",
         "stream_id",
@@ -127,6 +128,8 @@ class Exchange:
         self.id = request_id(head)
         """The request's id, told to the client as ``x-request-id`` and written in the log."""
         self.stream_id: str | None = None
+        self.resumable: str | None = None
+        """Of what was to be resumable, and is less than that: ``no``, or ``local`` (at this process alone)."""
         self.user: User | None = None
         """Who asks; None where no users are configured."""
         self.added: Headers = ()
@@ -198,6 +201,8 @@ class Exchange:
             all_headers.extend(self.added)
         if self.stream_id is not None:
             all_headers.append(("x-stream-id", self.stream_id))
+            if self.resumable is not None:
+                all_headers.append(("x-resumable", self.resumable))
         if self.close_after:
             all_headers.append(("connection", "close"))
         codec = self._connection.codec

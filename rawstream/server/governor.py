@@ -1,7 +1,7 @@
 """The memory governor: what is buffered in all streams together, and the steps against too much of it.
 
-The order is ``limits.admission.Relief``: refuse new streams, pause sources, cut the largest stalled stream. The streams
-of the lab's wrong disciplines are left out: they have a cap of their own.
+The order is: let go of answers that have ended, then ``limits.admission.Relief``: refuse new streams, pause sources,
+cut the largest stalled stream. The streams of the lab's wrong disciplines are left out: they have a cap of their own.
 """
 
 from __future__ import annotations
@@ -49,7 +49,13 @@ class Governor:
     def relieve(self) -> Relief:
         """Look at how much is buffered in all, and take the step that asks for."""
         sizes = [(stream.process_buffered(), stream) for stream in self._streams if not stream.lab]
-        buffered = sum(size for size, _ in sizes)
+        generations = self._streams.generations
+        buffered = sum(size for size, _ in sizes) + generations.held
+        if buffered > self.settings.max_buffered_bytes:
+            # First what is kept of answers that have ended, in case somebody comes back.
+            held = generations.held
+            generations.let_go(max(0, held - (buffered - self.settings.max_buffered_bytes)))
+            buffered -= held - generations.held
         self.most_buffered = max(self.most_buffered, buffered)
         step = relief(buffered, self.settings.max_buffered_bytes)
         admission = self._streams.admission

@@ -28,6 +28,7 @@ from rawstream.limits.redis_link import RedisLink
 from rawstream.model import Source
 from rawstream.server.counts import Counts, by_reason
 from rawstream.server.exposition import Family, Format, counter, counters, gauge, gauges, histogram
+from rawstream.server.generations import Generations
 from rawstream.server.stream import Stream
 from rawstream.server.streams import Streams
 from rawstream.server.totals import OTHER, Totals, UserTotals
@@ -79,7 +80,7 @@ class Live:
         """As of what has ended."""
         totals = streams.totals
         self.now = monotonic()
-        self.tokens = totals.tokens
+        self.tokens = totals.tokens + streams.generations.tokens()
         self.delivered = totals.delivered
         self.abandoned = totals.tokens - totals.delivered
         self.bytes = totals.bytes
@@ -102,7 +103,10 @@ class Live:
     def _add(self, stream: Stream) -> None:
         meter = stream.meter
         stream.delivery.settle()
-        self.tokens += meter.tokens
+        # What is read from a log was generated once, and counts when its generation has ended.
+        own = stream.generation is None
+        tokens = meter.tokens if own else 0
+        self.tokens += tokens
         self.bytes += meter.bytes
         source, client = meter.seconds(monotonic())
         by_client, by_network = stream.split_wait(client)
@@ -112,13 +116,15 @@ class Live:
         self.states[stream.waiting_for() or "running"] += 1
         buffered = stream.buffered()
         for place in PLACES:
-            self.buffered[place] += buffered[place] or 0
-        self.delivered += stream.delivered(sum(buffered[place] or 0 for place in PLACES if place != "source"))
+            if own or place != "source":
+                self.buffered[place] += buffered[place] or 0
+        if own:
+            self.delivered += stream.delivered(sum(buffered[place] or 0 for place in PLACES if place != "source"))
         if stream.user is not None:
             user = self.users.get(stream.user) or self.users.get(OTHER)
             if user is not None:
                 user.streams += 1
-                user.tokens += meter.tokens
+                user.tokens += tokens
 
 
 class Metrics:
@@ -147,6 +153,7 @@ class Metrics:
         """All metrics of ours, with what ``live`` saw."""
         process = self._process
         yield from self._of_streams(live)
+        yield from _of_generations(process.streams.generations)
         yield from _of_timings(process.streams.timings, live.now)
         yield from _of_requests(process)
         yield from _of_memory(process.streams.admission, process.memory_cuts)
@@ -195,6 +202,16 @@ class Metrics:
         """``value``, or what it was before where that was more."""
         most = self._most[name, key] = max(self._most.get((name, key), 0), value)
         return most
+
+
+def _of_generations(generations: Generations) -> Iterator[Family]:
+    alone = len(generations.alone())
+    states = {"read": generations.running - alone, "alone": alone, "ended": len(generations) - generations.running}
+    yield gauges("generations", "Resumable answers that are kept: read, without a reader, ended.", "state", states)
+    yield counter("generations_opened", "Resumable answers that were begun.", generations.opened)
+    yield counter("generations_resumed", "Readers that came to an answer which had begun before.", generations.resumed)
+    yield counter("generations_refused", "Answers that were to be resumable, and could not be.", generations.refused)
+    yield gauge("replay_bytes", "Bytes kept for readers that come back.", generations.held)
 
 
 def _of_timings(timings: Timings, now: float) -> Iterator[Family]:

@@ -66,6 +66,7 @@ class Tab:
         told = 0 if usage is None else usage.completion_tokens
         # Some servers say 0 in each event: that is no count.
         self.used = told if whole and told > 0 else max(told, passed)
+        self._allowed = self._upstream = None  # who keeps the tab does not keep the source
 
     async def lease_for(self, wanted: int) -> LimitReached | None:
         """Set aside ``wanted`` tokens in all, or what there is; then why there is no more."""

@@ -30,6 +30,7 @@ from rawstream.model import (
 )
 from rawstream.server.exchange import Exchange
 from rawstream.server.ids import random_id
+from rawstream.server.log_stream import Readable
 from rawstream.server.spending import Tab
 from rawstream.settings import Settings
 
@@ -42,6 +43,7 @@ class Stream:
         "delivery",
         "dialect_name",
         "exchange",
+        "generation",
         "held",
         "id",
         "interruption",
@@ -76,6 +78,8 @@ class Stream:
         """The lab's name for how this stream is delivered; None for an ordinary one."""
         self.credit: Credit | None = None
         """What the client has asked for, where it asked for a demand that is exact to the token."""
+        self.generation: Readable | None = None
+        """What it reads, where that outlives it."""
         self.tab: Tab | None = None
         """What its user pays for it; None: nobody was named."""
         self.interruption = Interruption()
@@ -95,6 +99,8 @@ class Stream:
 
     def end_signals(self) -> None:
         """Its source is over: nobody reads signals any more. Idempotent."""
+        if self.generation is not None:
+            return
         mailbox = self.mailbox
         if mailbox is not None:
             mailbox.close()
@@ -102,6 +108,8 @@ class Stream:
     @property
     def mailbox(self) -> Signals | None:
         """Where its source reads signals; None: it has let go of it, or never wanted any."""
+        if self.generation is not None:
+            return self.generation.mailbox
         return None if self.signals is None else self.signals()
 
     def sink(self) -> Sink:
@@ -111,6 +119,8 @@ class Stream:
     @property
     def user(self) -> str | None:
         """Who asked; None: nobody was named."""
+        if self.generation is not None:
+            return self.generation.user
         return None if self.tab is None else self.tab.user.name
 
     @property
@@ -157,9 +167,9 @@ class Stream:
         return 0 if statistics is None else statistics().buffered
 
     def process_buffered(self) -> int:
-        """Bytes that this process holds for the stream."""
-        transport = self.exchange.connection.transport
-        return transport.get_write_buffer_size() + self.source_buffered() + self.held_elsewhere()
+        """Bytes that this process holds for the stream. What it reads from a log is held there, for all readers."""
+        source = self.source_buffered() if self.generation is None else 0
+        return self.exchange.connection.transport.get_write_buffer_size() + source + self.held_elsewhere()
 
     def held_elsewhere(self) -> int:
         """Bytes that a wrong discipline keeps in the program: an answer that is collected before it is sent."""

@@ -43,7 +43,10 @@ from rawstream.model import (
 )
 from rawstream.server.demand import credit_of
 from rawstream.server.exchange import Exchange
+from rawstream.server.generations import Generations
 from rawstream.server.ids import random_id
+from rawstream.server.log_stream import Readable
+from rawstream.server.remote_sharing import MovesOn, Sharing
 from rawstream.server.spending import Spending, Tab
 from rawstream.server.stream import Stream
 from rawstream.server.totals import ENDED_BY, Totals
@@ -84,8 +87,13 @@ class Streams:
         self.observers = list(observers)
         self.pausing: asyncio.Event | None = None
         """When set up and not set: sources wait, whatever their clients say."""
-        self._live: dict[str, Stream] = {}
-        self._stopping: ServerShutdown | None = None
+        self.generations = Generations(settings)
+        self.sharing: Sharing | None = None
+        """Where generations are shared with other processes."""
+        self._live: dict[int, Stream] = {}
+        self._by_id: dict[str, Stream] = {}
+        self.stopping: ServerShutdown | None = None
+        """Why no more are begun; None: they are."""
 
     def __len__(self) -> int:
         return len(self._live)
@@ -94,23 +102,36 @@ class Streams:
         return iter(list(self._live.values()))
 
     def find(self, stream_id: str) -> Stream | None:
-        """By the secret id."""
-        return self._live.get(stream_id)
+        """By the secret id. Where several read one generation, the last that came."""
+        return self._by_id.get(stream_id)
 
     def stop(self, stream_id: str) -> bool:
         """End a stream for everybody. False: there is none with this id."""
-        stream = self._live.get(stream_id)
-        if stream is None:
+        reason = StreamStopped("the stream was stopped")
+        stream = self._by_id.get(stream_id)
+        generation = self.generations.running_one(stream_id) or (None if stream is None else stream.generation)
+        if generation is not None:
+            generation.stop(reason)
+        elif stream is not None:
+            stream.interruption.interrupt(reason)
+        else:
             return False
-        stream.interruption.interrupt(StreamStopped("the stream was stopped"))
         return True
+
+    def send_elsewhere(self) -> None:
+        """Part with the readers of what others hand out as well."""
+        reason = MovesOn("this server is going away; the answer goes on, reconnect")
+        for stream in self:
+            if stream.generation is not None:
+                stream.interruption.interrupt(reason)
 
     def shut_down(self) -> None:
         """End every stream, and refuse new ones."""
-        self._stopping = ServerShutdown("the server is shutting down")
-        self.whole.end_all(self._stopping)
+        self.stopping = ServerShutdown("the server is shutting down")
+        self.whole.end_all(self.stopping)
+        self.generations.end_all(self.stopping)
         for stream in self:
-            stream.interruption.interrupt(self._stopping)
+            stream.interruption.interrupt(self.stopping)
 
     async def run(
         self,
@@ -119,26 +140,29 @@ class Streams:
         source: Source,
         dialect_of: Callable[[str], Dialect],
         discipline: Discipline | None = None,
+        generation: Readable | None = None,
     ) -> None:
         """Answer ``exchange`` with a stream of ``source``'s tokens. ``dialect_of`` gets the new stream's id.
 
-        ``discipline``: one of the lab's wrong ones. Raises nothing that the client or the source did once the stream
-        is admitted; errors before that (``LimitReached``, ``ClientError``) are raised for the caller to answer.
+        ``discipline``: one of the lab's wrong ones; ``generation``: whose log the source is. Raises nothing that the
+        client or the source did once the stream is admitted; errors before that (``LimitReached``, ``ClientError``) are
+        raised for the caller to answer.
         """
         if exchange.head.method == "HEAD":
             exchange.start(200, dialect_of("0").headers)
             await exchange.finish()
             return
         tab = None
-        if exchange.user is not None:
+        if exchange.user is not None and generation is None:
             tab = await self.spending.open(exchange.user, self.model_of(request, source))
         try:
-            stream, tokens, dialect = self._open(exchange, request, source, dialect_of, tab, lab=discipline is not None)
+            lab = discipline is not None
+            stream, tokens, dialect = self._open(exchange, request, source, dialect_of, tab, generation, lab=lab)
         except BaseException:
             if tab is not None:
                 await self.spending.close(tab)
             raise
-        del request, source, dialect_of
+        del request, source, dialect_of, generation
         connection = exchange.connection
         error: RawstreamError | None = None
         aborted = True
@@ -179,7 +203,9 @@ class Streams:
             aborted = False
         finally:
             connection.stream_ends()
-            del self._live[stream.id]
+            del self._live[id(stream)]
+            if self._by_id.get(stream.id) is stream:
+                del self._by_id[stream.id]
             stream.end_signals()
             self.admission.leave()
             if aborted:
@@ -193,6 +219,18 @@ class Streams:
                 del stream, tokens, dialect
                 await self.spending.close(tab)
 
+    def count_tokens(self, user: str | None, generated: int, delivered: int) -> None:
+        """Into the totals, once for what was generated, however often it was read."""
+        self.totals.tokens += generated
+        self.totals.delivered += delivered
+        if user is not None:
+            self.totals.of_user(user).spent(generated, delivered)
+
+    def tokens(self) -> int:
+        """Generated so far, by what has ended and by what runs."""
+        running = sum(stream.meter.tokens for stream in self if stream.generation is None)
+        return self.totals.tokens + running + self.generations.tokens()
+
     def model_of(self, request: Request, source: Source) -> str:
         """The model that a request is for, as its user's rights are looked at."""
         return request.model or self.settings.upstream_model or source.name
@@ -204,27 +242,30 @@ class Streams:
         source: Source,
         dialect_of: Callable[[str], Dialect],
         tab: Tab | None,
+        generation: Readable | None,
         *,
         lab: bool,
     ) -> tuple[Stream, TokenStream, Dialect]:
-        if self._stopping is not None:
-            raise self._stopping
+        if self.stopping is not None:
+            raise self.stopping
         credit = credit_of(exchange.head.query, request)
         self.admission.enter()
         meter = Meter(monotonic())
         try:
-            request.id = exchange.stream_id = random_id(16)
+            request.id = exchange.stream_id = random_id(16) if generation is None else generation.id
             request.signals = signals = Signals()
             request.is_committed = meter.is_committed
             tokens = source.tokens(request)
             dialect = dialect_of(request.id)
-            trace = begin_trace(self.tracing, request, exchange.head, exchange.path)
+            # A generation is followed as a whole, not each of its readers.
+            trace = None if generation else begin_trace(self.tracing, request, exchange.head, exchange.path)
         except BaseException:
             exchange.stream_id = None
             self.admission.leave()
             raise
         delivery = Delivery(exchange, dialect, meter, dialect.headers, self.pausing, self.timings)
         stream = Stream(exchange, dialect.name, delivery, self.settings, lab=lab)
+        stream.generation = generation
         if tab is not None:
             stream.tab = tab
             tokens = tab.watch(tokens, meter)
@@ -235,7 +276,7 @@ class Streams:
         stream.tokens = tokens
         stream.signals = weakref.ref(signals)
         exchange.forget_request()
-        self._live[stream.id] = stream
+        self._live[id(stream)] = self._by_id[stream.id] = stream
         for observer in self.observers:
             observer.stream_started(stream.public_id, stream.path, stream.dialect_name)
         return stream, tokens, dialect
@@ -252,6 +293,8 @@ class Streams:
                 await exchange.connection.flush(timeout=self.settings.flush_timeout)
             elif isinstance(error, StreamStopped):
                 await stream.delivery.stop(str(error))
+            elif isinstance(error, MovesOn) and dialect.name in ("event-source", "chat"):
+                await error.part(exchange, dialect)
             elif not stream.delivery.committed and not exchange.started:
                 await exchange.refuse(error)
             elif stream.leased and isinstance(error, BudgetSpent | RateLimited):
@@ -265,6 +308,12 @@ class Streams:
         now = monotonic()
         meter = stream.meter
         outcome = Outcome.COMPLETED if error is None else Outcome(error.outcome)
+        generation = stream.generation
+        if generation is not None and generation.outcome is not None:
+            if error is None:
+                outcome = generation.outcome  # stopped, or out of budget: the answer's end said so
+            if error is None or error is generation.log.failure:
+                generation.seen = True
         source, client = meter.seconds(now)
         by_client, by_network = stream.split_wait(client, final=True)
         committed = stream.delivery.committed
@@ -291,15 +340,13 @@ class Streams:
         stream.delivery.settle()
         self.timings.whole.add(record.seconds)
         totals = self.totals
-        totals.tokens += meter.tokens
-        totals.delivered += record.delivered
+        if generation is None:
+            self.count_tokens(record.user, record.tokens, record.delivered)
         totals.waiting["source"] += source
         totals.waiting["client"] += by_client
         totals.waiting["network"] += by_network
         totals.bytes += meter.bytes
         totals.outcomes[outcome.value] += 1
-        if record.user is not None:
-            totals.of_user(record.user).spent(record.tokens, record.delivered)
         for observer in self.observers:
             observer.stream_ended(record)
         if stream.trace is not None:

@@ -12,8 +12,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from rawstream.settings.lists import LISTS, is_address
+from rawstream.settings.lists import is_address
 from rawstream.settings.tables import UpstreamSettings, UserSettings, table_faults
+from rawstream.settings.values import fault
 
 __all__ = ["FIELDS", "KiB", "MiB", "Settings", "UpstreamSettings", "UserSettings", "check", "faults"]
 
@@ -86,7 +87,8 @@ class Settings:
         None,
         "Users",
         "url",
-        "Redis that all processes share (redis://127.0.0.1:6379/0): token budgets. Needs rawstream[redis].",
+        "Redis that all processes share (redis://127.0.0.1:6379/0): token budgets, and answers that can be resumed at any "
+        "of them. Needs rawstream[redis].",
         secret=True,
     )
 
@@ -235,6 +237,36 @@ class Settings:
     )
     stream_timeout: float = _setting(1800.0, "Flow control", "seconds", "Longest life of one stream.")
 
+    # --- resuming
+    resume_grace: float = _setting(
+        30.0,
+        "Resuming",
+        "seconds",
+        "How long an answer of /stream and /api/chat waits for its reader to come back; 0 ends it when he leaves. A "
+        "request says otherwise by on_disconnect.",
+    )
+    replay_window: int = _setting(
+        MiB,
+        "Resuming",
+        "bytes",
+        "Events of one answer that are kept for who comes back; while nobody reads, its source is paused when they fill it.",
+    )
+    replay_keep: float = _setting(
+        300.0, "Resuming", "seconds", "How long an answer that has ended is kept for who comes back."
+    )
+    replay_flush: float = _setting(
+        0.02,
+        "Resuming",
+        "seconds",
+        "With --redis: how often the events of this process's answers are published for the others, and theirs read.",
+    )
+    replay_total: int = _setting(
+        64 * MiB,
+        "Resuming",
+        "bytes",
+        "Events kept in all; past it the oldest answers go, and new ones cannot be resumed.",
+    )
+
     # --- requests
     max_head: int = _setting(16 * KiB, "Requests", "bytes", "Longest request head (431).")
     max_request_line: int = _setting(8 * KiB, "Requests", "bytes", "Longest request line (414).")
@@ -344,15 +376,9 @@ FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {
 }
 """All settings that are flags, variables and keys: every field but the tables."""
 
-_CHOICES: Final = {
-    "loop": ("auto", "uvloop", "asyncio"),
-    "half_close": ("leave", "continue"),
-    "log_format": ("text", "json"),
-    "log_level": ("debug", "info", "warning", "error"),
-}
 _MAY_BE_ZERO: Final = {
     "port", "notsent_lowat", "sndbuf", "heartbeat", "write_low", "upstream_rcvbuf", "upstream_pool",
-    "drain_timeout", "surplus", "lab_overrun", "upstream_retries", "upstream_retry_wait", "upstream_retry_budget",
+    "drain_timeout", "surplus", "lab_overrun", "resume_grace", "upstream_retries", "upstream_retry_wait", "upstream_retry_budget",
     "upstream_breaker_failures",
 }  # fmt: skip
 
@@ -368,7 +394,7 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
     sound = True
     for name, field in FIELDS.items():
         value = values[name]
-        said = _fault(name, value, field.metadata["unit"])
+        said = fault(name, value, field.metadata["unit"], may_be_zero=name in _MAY_BE_ZERO)
         if said is not None:
             sound = False
             yield f"{name} {said}"
@@ -383,19 +409,3 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
     if values["upstream"] is not None and values["source"] is not None:
         yield "upstream and source exclude each other: tokens come from one place"
     yield from table_faults(values)
-
-
-def _fault(name: str, value: object, unit: str) -> str | None:
-    if name in _CHOICES and value not in _CHOICES[name]:
-        return f"must be one of {', '.join(_CHOICES[name])}, not {value!r}"
-    if name in LISTS and isinstance(value, str):
-        try:
-            LISTS[name](value)
-        except ValueError as error:
-            return str(error)
-    if unit in ("bytes", "seconds", "count", "ratio") and isinstance(value, int | float):
-        if value != value or value in (float("inf"), float("-inf")):
-            return f"must be a finite number, not {value!r}"
-        if value < 0 or (value == 0 and name not in _MAY_BE_ZERO):
-            return f"must be more than 0, not {value!r}"
-    return None

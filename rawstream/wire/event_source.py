@@ -1,6 +1,6 @@
 """The ``GET /stream`` dialect: what ``/chat`` says, for a browser's ``EventSource``.
 
-    retry: 2000
+    retry: 1740
     id: 7f3a.1
     data: {"token": "Hello"}
 
@@ -18,18 +18,28 @@ Rule 3: a heartbeat is a comment line and no blank one. After an id, httpx-sse (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
+from zlib import crc32
 
 from rawstream.model import Headers, TokenItem
 from rawstream.wire.chat_tokens import ended_early, error_event
 from rawstream.wire.json_text import quote_all
 from rawstream.wire.sse import EVENT_STREAM_HEADERS, encode_event, utf8
 
+_LEAST_RETRY: Final = 1000
+_RETRIES: Final = 2000
+
+
+def retry_of(stream_id: str) -> int:
+    """Milliseconds, 1000 to 3000, by the random id: what lost its connections at once does not come back at once."""
+    return _LEAST_RETRY + crc32(utf8(stream_id)) % (_RETRIES + 1)
+
 
 class EventSource:
     """Implements ``rawstream.model.Dialect``.
 
-    ``retry_ms`` is how long the browser waits before it reconnects (milliseconds). Raises ValueError when
-    ``stream_id`` holds CR, LF or NUL, or when ``retry_ms`` is negative.
+    ``retry_ms`` is how long the browser waits before it reconnects (milliseconds; None: it is not told). Raises
+    ValueError when ``stream_id`` holds CR, LF or NUL, or when ``retry_ms`` is negative.
     """
 
     __slots__ = ("_end", "_id", "_opening", "sent")
@@ -38,12 +48,12 @@ class EventSource:
     heartbeat: bytes = b": hb\n"
     headers: Headers = EVENT_STREAM_HEADERS
 
-    def __init__(self, stream_id: str, retry_ms: int = 2000) -> None:
-        if retry_ms < 0:
+    def __init__(self, stream_id: str, retry_ms: int | None = 2000) -> None:
+        if retry_ms is not None and retry_ms < 0:
             raise ValueError(f"retry_ms must be 0 or more milliseconds, not {retry_ms}")
         self._end = encode_event("[DONE]", id=f"{stream_id}.end")
         self._id = utf8(f"id: {stream_id}.")
-        self._opening = b"retry: %d\n" % retry_ms
+        self._opening = b"" if retry_ms is None else b"retry: %d\n" % retry_ms
         self.sent = 0
         """Tokens sent so far: the number in the last id."""
 

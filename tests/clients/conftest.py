@@ -76,7 +76,8 @@ def shared_gateway(chaos: ChaosProcess) -> Iterator[ServerProcess]:
     # The tests provoke failure after failure: nothing may come of it but what the one request's client is told.
     retries = ("--upstream-retries", f"{RETRIES}", "--upstream-retry-wait", "0", "--upstream-retry-budget", "1")
     patient = ("--upstream-breaker-failures", "0", "--upstream-pool-idle", "1", "--heartbeat", f"{HEARTBEAT:g}")
-    with ServerProcess("--upstream", chaos.url, *retries, *patient) as server:
+    leaving = ("--resume-grace", "0")  # who leaves leaves; what resumes has tests of its own
+    with ServerProcess("--upstream", chaos.url, *retries, *patient, *leaving) as server:
         yield server
         server.assert_steady()
 

@@ -97,7 +97,8 @@ def shared_gateway(chaos: ChaosProcess) -> Iterator[ServerProcess]:
     """In the place of the Python clients' one: here several clients' behaviours run at once."""
     retries = ("--upstream-retries", "1", "--upstream-retry-wait", "0", "--upstream-retry-budget", "1")
     patient = ("--upstream-breaker-failures", "0", "--heartbeat", f"{HEARTBEAT:g}")
-    with ServerProcess("--upstream", chaos.url, *retries, *patient) as server:
+    leaving = ("--resume-grace", "0")  # who leaves leaves; what resumes has tests of its own
+    with ServerProcess("--upstream", chaos.url, *retries, *patient, *leaving) as server:
         yield server
         server.assert_steady()
 

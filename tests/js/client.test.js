@@ -285,6 +285,44 @@ test("a stream that resumes goes on behind its last id, and only where the calle
   assert.equal(reloaded.calls[0].headers.get("last-event-id"), "â\u0080¦", "an id travels as UTF-8");
 });
 
+test("an answer whose ids are the server's own resumes by itself, a bounded number of times", async () => {
+  const own = { headers: { "x-stream-id": "s" } };
+  const part = (number, text) => `id: s.${number}\n${token(text)}`;
+  const answers = [
+    { ...own, chunks: [part(1, "a"), "cut"] },
+    { ...own, chunks: [part(2, "b"), "cut"] },
+    { ...own, chunks: [part(3, "c"), "id: s.end\n" + DONE] },
+  ];
+  const script = scripted(...answers);
+  const retries = [];
+  const stream = ask(script, { retry: { base: 1, most: 1 }, onRetry: ({ attempt }) => retries.push(attempt) });
+  assert.equal(await stream.run(), "abc");
+  assert.deepEqual(
+    script.calls.map(({ headers }) => headers.get("last-event-id")),
+    [null, "s.1", "s.2"],
+  );
+  assert.deepEqual([stream.resumed, retries], [2, [1, 1]]);
+  assert.equal((await failureOf(ask(scripted(...answers), { resume: false }).run())).code, "cut");
+
+  const lost = scripted(answers[0], new TypeError("no network"));
+  assert.equal((await failureOf(ask(lost, { retry: { base: 1, most: 1 } }).run())).code, "unreachable");
+  assert.equal(lost.calls.length, 1 + 8);
+  const gone = scripted(answers[0], { status: 410, chunks: ['{"error":"gone","code":"replay_gone"}'] });
+  assert.equal((await failureOf(ask(gone).run())).code, "replay_gone");
+  assert.equal(gone.calls.length, 2);
+});
+
+test("who leaves an answer that can be resumed stops it: it would wait for him", async () => {
+  const script = scripted({ headers: { "x-stream-id": "s" }, chunks: [`id: s.1\n${token("a")}`, "hang"] }, {});
+  const stream = ask(script, { headers: { authorization: "Bearer k" } });
+  for await (const { text } of stream) if (text === "a") break;
+  assert.equal(stream.state, "stopped");
+  assert.equal(script.calls.length, 2);
+  const [, stop] = script.calls;
+  assert.deepEqual([stop.url, stop.init.method], ["http://127.0.0.1/streams/s/stop", "POST"]);
+  assert.equal(stop.headers.get("authorization"), "Bearer k");
+});
+
 // --- signals --------------------------------------------------------------------------------------------------------
 
 test("a signal goes beside the stream as JSON, wherever the server is mounted; a refusal says why", async () => {

@@ -93,6 +93,19 @@ def test_each_discipline_has_its_own_holder() -> None:
     assert figures["rawstream"]["made"] < 1000
 
 
+@pytest.mark.slow
+def test_a_flapping_connection_costs_who_resumes_nothing() -> None:
+    """The same cuts: who begins anew has tokens generated that nobody sees; who resumes none."""
+    figures = report("flap")
+    anew, resumed = figures["anew"], figures["resumed"]
+    for figure in (anew, resumed):
+        assert figure["whole_and_exact"] == figure["answers"] == 100
+        assert figure["connections"] == 500
+    assert (anew["generations"], resumed["generations"]) == (500, 100)
+    assert resumed["tokens_generated"] == resumed["tokens_shown"] == anew["tokens_shown"]
+    assert anew["tokens_generated"] > 1.2 * resumed["tokens_generated"]
+
+
 def test_a_report_reads_as_claims_and_measurements() -> None:
     """Into a pipe goes the report alone: no colours, no pictures."""
     text = lab("drain")
@@ -106,7 +119,7 @@ def test_a_report_reads_as_claims_and_measurements() -> None:
 
 def test_the_help_names_every_experiment() -> None:
     text = lab("--help")
-    for name in (*EXPERIMENTS, "pairing"):
+    for name in (*EXPERIMENTS, "pairing", "flap"):
         assert re.search(rf"^  {name}  +\S", text, re.MULTILINE)
         assert "--json" in lab(name, "--help")
 

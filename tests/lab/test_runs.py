@@ -18,6 +18,7 @@ from rawstream.lab.readers import Counter
 from rawstream.lab.run_spec import RunSpec
 from rawstream.lab.runs import MOST_RUNS
 from rawstream.server.app import App
+from rawstream.server.connection import Connection
 from rawstream.settings import MiB, Settings
 from rawstream.sources.mock import MockSource
 from tests.support.flow import PATIENCE, Client, until
@@ -274,7 +275,9 @@ async def test_live_figures_are_samples_that_nobody_queues(loop_kind: str) -> No
             watchers = lab.server.app.events.watchers
             await until(lambda: watchers.open == 1, "it watches")
             (connection,) = [
-                one for one in lab.server.app.connections if one.transport.get_extra_info("peername") == address
+                one
+                for one in lab.server.app.connections
+                if isinstance(one, Connection) and one.transport.get_extra_info("peername") == address
             ]
             most = 0
             while watchers.open:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rawstream.limits.redis_ledger import RedisLedger
-from rawstream.limits.redis_link import CONNECTIONS, RedisLink
+from rawstream.limits.redis_link import MOST_AT_ONCE, RedisLink
 from rawstream.settings import UserSettings
 from tests.support.redis import RedisServer
 from tests.support.server import ServerProcess
@@ -95,7 +95,7 @@ async def test_fifty_streams_at_two_processes_go_over_their_budget_by_less_than_
             refused = await ask(server.port, "/chat", mock(1))
             assert (refused.status, refused.headers["x-should-retry"]) == (429, "false")
             nothing_runs(server)
-        assert redis.command("CLIENT", "LIST").count(b"name=rawstream") <= 2 * CONNECTIONS
+        assert redis.command("CLIENT", "LIST").count(b"name=rawstream") <= 2 * MOST_AT_ONCE
         assert await used(redis, user) == given
         logs = [line for line in one.logs() + other.logs() if line["message"] == "stream ended"]
         assert {line["user"] for line in logs} == {"ada"}

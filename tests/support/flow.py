@@ -21,6 +21,7 @@ from rawstream.flow.gate import Gate, GateState
 from rawstream.flow.meter import Meter
 from rawstream.flow.pump import Delivery, produce
 from rawstream.model import Headers, Request, Response, SourceItem, StreamRecord, TokenItem, TokenStream
+from rawstream.server.channel import Channel, ClientConnection
 from rawstream.server.connection import Connection
 from rawstream.server.exchange import Exchange
 from rawstream.settings import Settings
@@ -292,18 +293,22 @@ class _Host:
         self.exchange: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
         self.over = asyncio.Event()
 
-    def connection_opened(self, connection: Connection) -> None: ...
+    def connection_opened(self, connection: ClientConnection) -> None: ...
 
-    def connection_closed(self, connection: Connection) -> None: ...
+    def connection_closed(self, connection: ClientConnection) -> None: ...
 
-    async def answer(self, connection: Connection, head: RequestHead) -> bool:
-        exchange = Exchange(connection, head)
+    def broken(self, error: ProtocolViolation) -> None: ...
+
+    def speaks_http2(self, connection: Connection, first: bytes) -> None: ...
+
+    async def answer(self, channel: Channel, head: RequestHead) -> bool:
+        exchange = Exchange(channel, head)
         exchange.close_after = True
         self.exchange.set_result(exchange)
         await self.over.wait()
         return False
 
-    def refusal(self, connection: Connection, error: ProtocolViolation) -> bytes:
+    def refusal(self, channel: Channel, error: ProtocolViolation) -> bytes:
         raise error
 
 
@@ -451,6 +456,7 @@ class Served:
     def connection(self) -> Connection:
         """The only connection that is open."""
         (connection,) = self.server.app.connections
+        assert isinstance(connection, Connection)
         return connection
 
     def outcomes(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rawstream.model import Dialect, Token
 from rawstream.wire.chat_tokens import ChatTokens
-from rawstream.wire.event_source import EventSource
+from rawstream.wire.event_source import EventSource, retry_of
 from rawstream.wire.sse import Parser
 
 
@@ -105,3 +105,12 @@ def test_an_event_source_refuses_what_would_break_its_ids() -> None:
 def test_a_stopped_answer_is_whole() -> None:
     """Who stopped it knows what it lacks."""
     assert ChatTokens().stopped("by hand") == b"data: [DONE]\n\n"
+
+
+def test_streams_are_told_times_of_their_own_to_come_back_after() -> None:
+    """1 to 3 s, spread evenly, always the same for one stream."""
+    times = [retry_of(f"{number:032x}") for number in range(2000)]
+    assert retry_of("7f") == retry_of("7f")
+    assert 1000 <= min(times) < 1020
+    assert 2980 < max(times) <= 3000
+    assert 1950 < sum(times) / len(times) < 2050

@@ -8,6 +8,8 @@ export interface ChatMessage {
 export interface RetryPolicy {
   /** How often to try again. Default 2. */
   attempts?: number;
+  /** How often to come back to an answer that was cut, in a row without an event of it. Default 8, or `attempts`. */
+  resumes?: number;
   /** The first pause is up to this long, each further one up to twice the one before. Default 500. */
   base?: number;
   /** No pause is longer, but for what `Retry-After` asks. Default 10,000. */
@@ -46,7 +48,10 @@ export interface StreamChatOptions extends ChatInput {
   creditUrl?: string;
   /** Resume behind this event (`Last-Event-ID`). */
   lastEventId?: string;
-  /** Reconnect with `Last-Event-ID` when the answer is cut in the middle. Only for a server that resumes. */
+  /**
+   * Reconnect with `Last-Event-ID` when the answer is cut in the middle. Default: where the server's ids say that it
+   * resumes (`/stream`; `/chat` with `on_disconnect`). `true` says so of another server; `false`: never.
+   */
   resume?: boolean;
   /** Tries before the first byte of the answer: a number of repetitions, or a policy. `0` or `false`: none. */
   retry?: number | boolean | RetryPolicy;
@@ -108,6 +113,8 @@ export interface ChatStream extends AsyncIterable<ChatEvent> {
   readonly requestId: string | null;
   /** Events with text, handed out. */
   readonly tokens: number;
+  /** Times that the answer went on after its connection was lost. While it is lost, `state` is "retrying". */
+  readonly resumed: number;
   readonly finishReason: string | null;
   /** What a reconnect would send. */
   readonly lastEventId: string;
@@ -119,7 +126,7 @@ export interface ChatStream extends AsyncIterable<ChatEvent> {
    * server's own code (`no_such_stream`, `no_signals`, `too_many_signals`, `body_too_large`).
    */
   signal(value: unknown): Promise<void>;
-  /** Leave: the connection is closed, and the iteration ends without an error. Idempotent. */
+  /** Leave: the generation is stopped, the connection closed, and the iteration ends without an error. Idempotent. */
   cancel(): void;
 }
 

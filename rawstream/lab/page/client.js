@@ -9,7 +9,8 @@
  * Rule 2: an answer ends well in one way, its terminal event. An error told in the stream, a cut, and an end without
  *         the terminal event are thrown; an event that makes no sense is reported, and the stream goes on.
  * Rule 3: a request is repeated only while no byte of its answer has come, or to resume behind an event id.
- * Rule 4: whoever stops listening closes the connection, which is what stops the generation.
+ * Rule 4: whoever stops listening closes the connection, which is what stops the generation; one that would wait for
+ *         him to come back is stopped in so many words.
  *
  * Durations are milliseconds, except `retryAfter`, which is seconds as in HTTP.
  */
@@ -18,6 +19,7 @@ const MAX_EVENT = 1024 * 1024; // characters, as the server's own parser has it
 const MAX_REFUSAL = 64 * 1024;
 const SILENCE = 120_000; // a server that is alive sends a heartbeat long before
 const LONGEST_RETRY_AFTER = 60; // seconds; a user is told instead of kept waiting any longer
+const RESUMES = 8; // in a row without an event: with the pauses between them about what a server waits (30 s)
 const FRAME_BUDGET = 8; // half of a frame at 60 Hz: the other half is layout's and paint's
 const HIDDEN_FLUSH = 250; // where no frames come
 
@@ -191,6 +193,7 @@ class ChatStream {
   id = null; // x-stream-id: whoever has it may stop the stream
   requestId = null;
   tokens = 0; // events with text, handed out
+  resumed = 0; // times that the answer went on after its connection was lost
   finishReason = null;
   lastEventId;
   #options;
@@ -208,10 +211,10 @@ class ChatStream {
   #credit = null;
 
   constructor(options) {
-    const { retry = 2 } = options;
+    const { retry } = options;
     this.#options = { timeout: SILENCE, fetch: globalThis.fetch, ...options };
-    const given = typeof retry === "object" ? retry : { attempts: Number(retry) };
-    this.#retry = { attempts: 2, base: 500, most: 10_000, ...given };
+    const given = retry === undefined ? {} : typeof retry === "object" ? retry : { attempts: Number(retry) };
+    this.#retry = { attempts: 2, resumes: given.attempts ?? RESUMES, base: 500, most: 10_000, ...given };
     this.#base = this.#retry.base;
     this.lastEventId = options.lastEventId ?? "";
   }
@@ -242,6 +245,7 @@ class ChatStream {
     if (["done", "failed"].includes(this.state)) return;
     this.#cancelled = true;
     this.state = "stopped";
+    this.#stop();
     this.#leave();
   }
 
@@ -270,7 +274,7 @@ class ChatStream {
 
   async *#events() {
     const { signal } = this.#options;
-    const aborted = () => this.#leave();
+    const aborted = () => (this.#stop(), this.#leave());
     signal?.addEventListener("abort", aborted);
     try {
       for (;;) {
@@ -309,6 +313,7 @@ class ChatStream {
           throw new StreamError("the server began another answer instead of resuming", { code: "not_resumed" });
         }
         const event = readEvent(message);
+        if (resumed && this.#failures > 0) this.resumed += 1;
         this.lastEventId = message.id;
         this.#failures = 0;
         if (event.done) return;
@@ -413,9 +418,28 @@ class ChatStream {
   }
 
   #mayRepeat(error) {
-    if (!(error instanceof StreamError) || !error.retryable || this.#failures >= this.#retry.attempts) return false;
+    if (!(error instanceof StreamError) || !error.retryable) return false;
     if ((error.retryAfter ?? 0) > LONGEST_RETRY_AFTER) return false;
-    return !this.#arrived || Boolean(this.#options.resume && this.lastEventId);
+    if (!this.#arrived) return this.#failures < this.#retry.attempts;
+    return this.#resumable() && this.#failures < this.#retry.resumes;
+  }
+
+  /** Does the server keep this answer for who comes back? Its own ids say so, or the caller. */
+  #resumable() {
+    const { resume } = this.#options;
+    if (this.lastEventId === "" || resume === false) return false;
+    return resume === true || (this.id !== null && this.lastEventId.startsWith(`${this.id}.`));
+  }
+
+  /** Nobody comes back: an answer that can be resumed would wait for us, and be paid for. */
+  #stop() {
+    if (!this.#resumable() || this.id === null || this.lastEventId.endsWith(".end")) return;
+    const { fetch, credentials } = this.#options;
+    const headers = new Headers(this.#options.headers);
+    headers.set("content-type", "application/json");
+    const init = { method: "POST", headers, body: "{}", keepalive: true, ...(credentials && { credentials }) };
+    // Whether it arrives or not: the server's grace ends it in the end.
+    Promise.resolve(fetch(this.#beside("stop"), init)).then((response) => response.body?.cancel(), () => {});
   }
 
   /** Full jitter, so that a thousand tabs that lost the same server do not come back in step. */

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 
-from rawstream.model import Source
+from rawstream.model import Request, Source
 from rawstream.server.exchange import Exchange
+from rawstream.server.leaving import CANCEL, Asked, refuse_resuming
+from rawstream.server.resuming import Resuming
 from rawstream.server.router import Router
 from rawstream.server.streams import Discipline, Streams
 from rawstream.sources.limited import limited
 from rawstream.wire.chat_tokens import ChatTokens
-from rawstream.wire.event_source import EventSource
+from rawstream.wire.event_source import EventSource, retry_of
 from rawstream.wire.json_body import decode_chat, from_query
 from rawstream.wire.plain_text import PlainText
 
@@ -24,6 +26,16 @@ def chat_tokens(stream_id: str) -> ChatTokens:
     return ChatTokens()
 
 
+def numbered_tokens(stream_id: str) -> EventSource:
+    """The dialect of a ``/chat`` that can be resumed: each event has an id."""
+    return EventSource(stream_id, retry_ms=None)
+
+
+def events(stream_id: str) -> EventSource:
+    """The dialect of ``/stream``. Each stream's clients are told a time of their own to come back after."""
+    return EventSource(stream_id, retry_of(stream_id))
+
+
 def plain_text(stream_id: str) -> PlainText:
     return PlainText()
 
@@ -31,9 +43,10 @@ def plain_text(stream_id: str) -> PlainText:
 class ChatEndpoints:
     """The handlers, over one source and one registry of streams."""
 
-    def __init__(self, streams: Streams, source: Source) -> None:
+    def __init__(self, streams: Streams, source: Source, resuming: Resuming) -> None:
         self.streams = streams
         self.source = source
+        self.resuming = resuming
 
     def register(self, router: Router) -> None:
         router.add("POST", "/chat", self.chat, json=True, access="generate")
@@ -43,18 +56,30 @@ class ChatEndpoints:
 
     def chat(self, exchange: Exchange, discipline: Discipline | None = None) -> Awaitable[None]:
         request = decode_chat(exchange.content)
-        return self.streams.run(exchange, request, limited(self.source, request), chat_tokens, discipline)
+        if discipline is not None:
+            return self.streams.run(exchange, request, limited(self.source, request), chat_tokens, discipline)
+        return self._chat(exchange, request)
+
+    async def _chat(self, exchange: Exchange, request: Request) -> None:
+        last = exchange.head.header("last-event-id")
+        if last is not None and await self.resuming.after(exchange, last):
+            return
+        asked = Asked.of(exchange, request, CANCEL)
+        dialect_of = numbered_tokens if asked.resumable else chat_tokens
+        await self.resuming.run(exchange, request, limited(self.source, request), dialect_of, asked)
 
     def text(self, exchange: Exchange) -> Awaitable[None]:
         head = exchange.head
         request = decode_chat(exchange.content) if head.method == "POST" else from_query(head.query)
+        refuse_resuming(exchange, request, "plain text has no event ids to resume by; use /chat or /stream")
         return self.streams.run(exchange, request, limited(self.source, request), plain_text)
 
-    def event_source(self, exchange: Exchange) -> Awaitable[None]:
-        """For ``EventSource``: a client that has seen the end of its stream must not start another one."""
+    async def event_source(self, exchange: Exchange) -> None:
+        """For ``EventSource``: a client that comes back goes on where it was; who has seen the end gets 204."""
         head = exchange.head
         last = head.header("last-event-id")
-        if last is not None and last.endswith(".end"):
-            return exchange.respond(204, ())
+        if last is not None and await self.resuming.after(exchange, last):
+            return
         request = from_query(head.query)
-        return self.streams.run(exchange, request, limited(self.source, request), EventSource)
+        asked = Asked.of(exchange, request, self.resuming.default())
+        await self.resuming.run(exchange, request, limited(self.source, request), events, asked)

@@ -22,6 +22,8 @@ from rawstream.flow.pump import count_tokens
 from rawstream.limits.budget import Lease
 from rawstream.model import CompletionSource, Outcome, Request, Source, Token, Usage
 from rawstream.server.exchange import Exchange, error_headers
+from rawstream.server.leaving import CANCEL, Asked
+from rawstream.server.resuming import Resuming
 from rawstream.server.router import Router
 from rawstream.server.spending import Tab
 from rawstream.server.streams import Streams
@@ -95,9 +97,10 @@ async def capped(request: Request, tab: Tab, lease: Lease) -> int:
 class CompletionEndpoints:
     """The handlers, over one source and one registry of streams."""
 
-    def __init__(self, streams: Streams, source: Source) -> None:
+    def __init__(self, streams: Streams, source: Source, resuming: Resuming) -> None:
         self.streams = streams
         self.source = source
+        self.resuming = resuming
         self._started = int(time.time())
 
     def register(self, router: Router) -> None:
@@ -107,6 +110,7 @@ class CompletionEndpoints:
     def completions(self, exchange: Exchange) -> Awaitable[None]:
         request, stream, include_usage = decode_request(exchange.content)
         source = limited(self.source, request)
+        asked = Asked.of(exchange, request, CANCEL)
         if not stream:
             return self._whole(exchange, request, source)
         created = int(time.time())
@@ -117,7 +121,7 @@ class CompletionEndpoints:
                 id=f"chatcmpl-{stream_id}", created=created, model=model, include_usage=include_usage
             )
 
-        return self.streams.run(exchange, request, source, dialect_of)
+        return self.resuming.run(exchange, request, source, dialect_of, asked)
 
     async def _whole(self, exchange: Exchange, request: Request, source: Source) -> None:
         """A non-streaming answer. The client leaving cancels it as it would a stream."""

@@ -14,6 +14,7 @@ from rawstream.errors import BadRequest
 from rawstream.server.endpoints.streams import own_stream
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
+from rawstream.server.stream import Stream
 from rawstream.server.streams import Streams
 
 
@@ -40,7 +41,7 @@ class CreditEndpoints:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(f'the body must be {{"consumed": tokens}}: {error}') from None
         stream = own_stream(self.streams, exchange)
-        if stream.credit is None:
+        if not isinstance(stream, Stream) or stream.credit is None:
             raise BadRequest("this stream was not asked for with ?credit=N", status=409, code="no_credit")
         stream.credit.grant(body.consumed, stream.meter.tokens)
         await exchange.respond(204, ())

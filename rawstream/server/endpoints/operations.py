@@ -68,7 +68,8 @@ class OperationsEndpoints:
     async def debug_streams(self, exchange: Exchange) -> None:
         require_operator(exchange)
         now = monotonic()
-        streams = [stream.snapshot(now) for stream in self.streams]
+        alone = self.streams.generations.alone()
+        streams = [running.snapshot(now) for running in (*self.streams, *alone)]
         found = {"worker": os.getpid(), "streams": streams, "totals": self._levels()}
         await exchange.respond_json(msgspec.json.encode(found))
 

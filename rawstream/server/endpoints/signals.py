@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from rawstream.errors import BadRequest
-from rawstream.flow.signals import MOST_UNREAD
+from rawstream.flow.signals import MOST_UNREAD, leave
 from rawstream.server.endpoints.streams import own_stream
 from rawstream.server.exchange import Exchange
 from rawstream.server.router import Router
@@ -35,12 +35,20 @@ class SignalEndpoints:
         413: it is longer than 64 KiB; 429: 64 wait already.
         """
         value = decode_value(exchange.content)
-        signals = own_stream(self.streams, exchange).mailbox
-        if signals is not None and signals.closed:
+        sharing, generations = self.streams.sharing, self.streams.generations
+        stream_id, user = exchange.param("id"), None if exchange.user is None else exchange.user.name
+        stream = self.streams.find(stream_id)
+        here = sharing is None or generations.find(stream_id, user) is not None
+        if here or (stream is not None and stream.generation is None):
+            said = leave(own_stream(self.streams, exchange).mailbox, value)
+        else:
+            assert sharing is not None
+            said = await sharing.signal(stream_id, user, value) or "ended"
+        if said == "ended":
             raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
-        if signals is None:
+        if said == "none":
             raise BadRequest("this stream's source takes no signals", status=409, code="no_signals")
-        if not signals.put(value):
+        if said == "full":
             raise BadRequest(
                 f"{MOST_UNREAD} signals wait for this stream's source already", status=429, code="too_many_signals"
             )

@@ -16,10 +16,13 @@ from rawstream.errors import BadRequest, RawstreamError
 from rawstream.model import Source
 from rawstream.server.exchange import Exchange, error_headers
 from rawstream.server.ids import random_id
+from rawstream.server.leaving import Asked
+from rawstream.server.resuming import Resuming
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
 from rawstream.sources.limited import limited
 from rawstream.wire.ui_messages import UIMessages
+from rawstream.wire.ui_replay import compact
 from rawstream.wire.ui_requests import decode_chat_request
 
 _CHAT_ID: Final = re.compile(r"[A-Za-z0-9._~:@%+=-]{1,128}")
@@ -35,9 +38,10 @@ def refusal(error: RawstreamError) -> tuple[list[tuple[str, str]], bytes]:
 class UIChatEndpoints:
     """The handlers, over one source and one registry of streams."""
 
-    def __init__(self, streams: Streams, source: Source) -> None:
+    def __init__(self, streams: Streams, source: Source, resuming: Resuming) -> None:
         self.streams = streams
         self.source = source
+        self.resuming = resuming
 
     def register(self, router: Router) -> None:
         router.add("POST", "/api/chat", self.chat, json=True, refusal=refusal, access="generate")
@@ -51,10 +55,20 @@ class UIChatEndpoints:
             # Not the stream's id, which is a secret: messages are stored and shared.
             return UIMessages(continues or random_id(12))
 
-        return self.streams.run(exchange, request, limited(self.source, request), dialect_of)
+        chat = asked.chat_id if asked.chat_id and _CHAT_ID.fullmatch(asked.chat_id) else None
+        resumed = Asked.of(exchange, request, self.resuming.default(), chat)
+        return self.resuming.run(exchange, request, limited(self.source, request), dialect_of, resumed)
 
     async def resume(self, exchange: Exchange) -> None:
-        """204: there is nothing to resume, which the hook takes for an answer."""
-        if _CHAT_ID.fullmatch(exchange.param("id")) is None:
+        """The chat's answer that is being made: what has passed, told shorter, and then as it comes.
+
+        204: there is nothing to resume, which the hook takes for an answer. Raises FellBehind (410).
+        """
+        chat = exchange.param("id")
+        if _CHAT_ID.fullmatch(chat) is None:
             raise BadRequest("this is not the id of a chat")
-        await exchange.respond(204, ())
+        generation = await self.resuming.of_chat(exchange, chat)
+        if generation is None:
+            await exchange.respond(204, ())
+            return
+        await self.resuming.read(exchange, generation, await self.resuming.beginning(generation), compact)

@@ -136,6 +136,7 @@ const eventSource = {
   cancel: (asked) => over({}, inPage(listen, { until: { messages: 5 } }), asked),
   cut: (asked) => eachCut((cut) => over({ cut, times: 1 }, again, asked)),
   "ended early": (asked) => over({ cut: "clean", times: 1 }, again, asked),
+  "comes back": (asked) => eachCut((cut) => over({ cut, times: 2 }, whole, asked)),
   heartbeats: (asked) => over({}, whole, asked),
   "non-ASCII": (asked) => over({}, whole, asked),
 };

@@ -52,6 +52,7 @@ await report(["eventsource"], {
   cancel: (asked) => listen(given.url, asked, { enough: ({ messages }) => messages >= 5 }),
   cut: (asked) => eachCut((cut) => over({ cut, times: 1 }, again, asked)),
   "ended early": (asked) => over({ cut: "clean", times: 1 }, again, asked),
+  "comes back": (asked) => eachCut((cut) => over({ cut, times: 2 }, whole, asked)),
   heartbeats: (asked) => over({}, whole, asked),
   "non-ASCII": (asked) => over({}, whole, asked),
 });

@@ -1,7 +1,7 @@
 // `useChat` of `@ai-sdk/react`: the hook itself, mounted by React in a document, against POST /api/chat.
 import { Window } from "happy-dom";
 
-import { common, given, line, report, told, until } from "./support.mjs";
+import { common, eachCut, given, line, over, report, told, until } from "./support.mjs";
 
 const window = new Window({ url: "http://127.0.0.1/" });
 Object.assign(globalThis, { window, document: window.document, HTMLElement: window.HTMLElement });
@@ -117,6 +117,16 @@ const behaviours = {
     await idle(chat);
     return { before, after: state(chat), requests: watched.requests, answers: watched.answers };
   },
+  "comes back": (asked) =>
+    eachCut(async (cut) => {
+      const id = `chat-${cut}`;
+      const lost = await over({ cut, times: 1 }, converse, { ...asked, id });
+      const watched = await line();
+      const chat = await mount(watched.url, { ...asked, id, resume: true });
+      await until(() => watched.answers.length, "the resume is answered");
+      await idle(chat);
+      return { lost, after: state(chat), requests: watched.requests, answers: watched.answers };
+    }),
   cancel: async (asked) => {
     const chat = await mount(given.url, asked);
     const sent = chat.hook().sendMessage({ text: "hello" });
