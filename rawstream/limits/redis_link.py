@@ -57,8 +57,12 @@ class RedisLink:
                 retry=Retry(NoBackoff(), 0),
                 client_name="rawstream",
             )
-        except ValueError as error:
-            raise SettingsError(f"redis: the URL makes no sense: {error}") from None
+        except ValueError:
+            # Not what the library says: where a password has a "/" in it, it takes a part of that for the port.
+            raise SettingsError(
+                "redis: the URL makes no sense: write redis://[user:password@]host:port/db, with %2F, %3A, %40 for "
+                "'/', ':', '@' in the password"
+            ) from None
         self._turns = asyncio.Semaphore(CONNECTIONS)
         self._clock = clock
         self._again_at = 0.0
