@@ -359,6 +359,13 @@ def test_chat_says_in_one_line_what_went_wrong(server: ServerProcess) -> None:
         assert done.stdout == ""
 
 
+def test_what_is_no_url_is_said_in_one_line() -> None:
+    done = rawstream("chat", "--url", "http://[::1", "hi")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Error: --url: this is no URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_ctrl_c_stops_the_generation(server: ServerProcess) -> None:
     """The connection closes at once, the source stops, what was shown stays; "stopped", exit code 130."""
     before = server.debug()["totals"]["outcomes"].get("client_left", 0)

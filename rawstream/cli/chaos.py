@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from itertools import groupby
+from typing import Final
 
 import click
 
@@ -18,6 +19,8 @@ from rawstream.errors import MisuseError
 from rawstream.lab.chaos import ChaosUpstream
 from rawstream.lab.chaos_certificates import MODES
 from rawstream.lab.chaos_models import MODELS, Model
+
+_PORT: Final = click.IntRange(0, 65535)
 
 _HELP = """An OpenAI-compatible upstream that behaves as the request's model says, for trying what clients and
 gateways make of it: 'ok' answers well, 'die-mid-event' dies in the middle of an event, and so on.
@@ -36,7 +39,7 @@ With --tls its certificate, to be trusted, is at http://127.0.0.1:9400/chaos/cer
 
 @click.command("chaos", short_help="An upstream that fails in every way, on demand.", help=_HELP)
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
-@click.option("--port", default=9400, show_default=True, metavar="N", help="TCP port; 0 picks a free one.")
+@click.option("--port", type=_PORT, default=9400, show_default=True, metavar="N", help="TCP port; 0 picks a free one.")
 @click.option("--list", "list_models", is_flag=True, help="Print every model with its parameters, and end.")
 @click.option(
     "--tls",
@@ -45,7 +48,9 @@ With --tls its certificate, to be trusted, is at http://127.0.0.1:9400/chaos/cer
     + "; ".join(f"{k}: {v}" for k, v in MODES.items())
     + ".",
 )
-@click.option("--tls-port", default=9443, show_default=True, metavar="N", help="TCP port for TLS; 0 picks a free one.")
+@click.option(
+    "--tls-port", type=_PORT, default=9443, show_default=True, metavar="N", help="TCP port for TLS; 0 picks a free one."
+)
 def chaos(host: str, port: int, list_models: bool, tls: str | None, tls_port: int) -> None:
     """Run it. (The help page is ``_HELP``.)"""
     if list_models:

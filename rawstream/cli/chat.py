@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import click
 
 from rawstream.client import stream
-from rawstream.errors import RawstreamError
+from rawstream.errors import MisuseError, RawstreamError
+from rawstream.sources.http_client import split_url
 
 _STOPPED: Final = 130
 """The exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -28,8 +29,11 @@ _VERSION: Final = re.compile(r".*/v[0-9]+[a-z0-9]*")
 
 
 def endpoint(url: str) -> str:
-    """Where to ask: ``http://host`` and ``http://host/v1`` mean OpenAI's wire there; a whole URL means itself."""
-    split = urlsplit(url if "://" in url else f"http://{url}")
+    """Where to ask: ``http://host`` and ``http://host/v1`` mean OpenAI's wire there; a whole URL means itself.
+
+    Raises MisuseError.
+    """
+    split = split_url(url if "://" in url else f"http://{url}")
     path = split.path.rstrip("/")
     if not path.endswith(("/chat/completions", *_OWN)):
         path += "/chat/completions" if _VERSION.fullmatch(path) else "/v1/chat/completions"
@@ -73,7 +77,11 @@ def chat(
     PROMPT is read from stdin when it is '-', or missing while stdin is not a terminal.
     """
     key = api_key or os.environ.get("RAWSTREAM_API_KEY") or os.environ.get("OPENAI_API_KEY")
-    talk = Conversation(endpoint(url), system, raw=raw, model=model, max_tokens=max_tokens, api_key=key)
+    try:
+        where = endpoint(url)
+    except MisuseError as error:
+        raise click.UsageError(f"--url: {error}") from None
+    talk = Conversation(where, system, raw=raw, model=model, max_tokens=max_tokens, api_key=key)
     if not words and sys.stdin.isatty():
         sys.exit(_converse(talk))
     if not words or words == ("-",):

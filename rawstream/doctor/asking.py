@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -20,7 +19,7 @@ from rawstream.doctor.recording import Recording
 from rawstream.doctor.target import Wanted
 from rawstream.errors import RawstreamError, UpstreamFailed, UpstreamIdle
 from rawstream.settings import Settings
-from rawstream.sources.http_client import HttpClient, HttpResponse, origin_of
+from rawstream.sources.http_client import HttpClient, HttpResponse, origin_of, split_url
 
 End: TypeAlias = Literal["enough", "time", "clean", "cut"]
 """How a read came to its end: what was wanted is there, the time was over, the body ended cleanly, it was cut."""
@@ -189,7 +188,7 @@ class Asker:
 
 def same_origin(one: str, other: str) -> bool:
     """Do two URLs lead to the same scheme, host and port?"""
-    return origin_of(urlsplit(one)) == origin_of(urlsplit(other))
+    return origin_of(split_url(one)) == origin_of(split_url(other))
 
 
 def spoken(error: RawstreamError) -> str:

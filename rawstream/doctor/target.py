@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from typing import Any, Final, Literal, TypeAlias
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import msgspec
 
 from rawstream.errors import MisuseError
-from rawstream.sources.http_client import origin_of
+from rawstream.sources.http_client import origin_of, split_url
 
 Kind: TypeAlias = Literal["openai", "ui", "chat", "eventsource", "text", "sse"]
 
@@ -104,7 +104,7 @@ def target_of(
     """Raises MisuseError for what is not the URL of an endpoint, not a header, not a JSON object."""
     if "://" not in url:
         url = f"http://{url}"
-    split = urlsplit(url)
+    split = split_url(url)
     origin_of(split)
     for name, value in headers:
         if name.lower() in _OWN_HEADERS:

@@ -154,8 +154,12 @@ def _client(url: str, timeout: float, name: str) -> Any:
             protocol=2,
             client_name=name,
         )
-    except ValueError as error:
-        raise SettingsError(f"redis: the URL makes no sense: {error}") from None
+    except ValueError:
+        # Not what the library says: where a password has a "/" in it, it takes a part of that for the port.
+        raise SettingsError(
+            "redis: the URL makes no sense: write redis://[user:password@]host:port/db, with %2F, %3A, %40 for "
+            "'/', ':', '@' in the password"
+        ) from None
 
 
 async def _close(redis: Any) -> None:

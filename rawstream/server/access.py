@@ -6,9 +6,10 @@ Rule 3: keys are neither logged nor passed on, and compared in constant time (``
         credentials here: nothing is shared with them (no ``access-control-allow-credentials``).
 Rule 4: what changes something, or starts a generation, is not for pages of another origin, unless ``cors_origins``
         has it. A browser says where its page is from: ``Sec-Fetch-Site``, and before that ``Origin`` (RFC 6454 §7).
-        Who sends neither is no browser.
+        Who sends neither is no browser, or it is a GET over plain HTTP to another name than ``localhost``.
 
-The name in ``Host`` is looked at because of "DNS rebinding": a page's own name that was made to point here.
+The name in ``Host`` is looked at because of "DNS rebinding": a page's own name that was made to point here. To its
+browser all of ours is then the page's own, and a GET of it says nothing of where the page is from.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Access:
         self._proxies = Proxies() if trusted is None else proxies(trusted)
         self._hosts: Hosts | None = None if names is None else hosts(names)
         self._pages: Origins | None = None if pages is None else origins(pages)
-        self._local_names_only = settings.loopback_only and not self._closed
+        self._local_names_only = settings.loopback_only and not self._closed and self._hosts is None
         """A page of somebody else's must not reach it through this machine's browser, under a name of its own."""
 
     # --- what prepare() asks -----------------------------------------------------------------------------------
@@ -133,6 +134,8 @@ class Access:
             safe = exchange.head.method in _SAFE
             if not safe or need == "generate":
                 self._check_page(exchange, page, safe)
+        elif self._local_names_only and need == "generate" and exchange.head.method in _SAFE:
+            self._check_name(exchange)
         if self._closed and need in ("user", "generate"):
             exchange.user = exchange.connection.user or self._user_of(exchange)
 

@@ -14,6 +14,7 @@ The lab's streams count like all others. (There is no lab on a server that other
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.metadata
 from collections.abc import Iterator
 from time import monotonic
@@ -275,6 +276,7 @@ def _of_requests(process: Process) -> Iterator[Family]:
     yield gauges("build_info", "Always 1.", "version", {_version(): 1}, joined="max")
 
 
+@functools.cache
 def _version() -> str:
     try:
         return importlib.metadata.version("rawstream")

@@ -339,7 +339,7 @@ class HttpResponse:
 @functools.lru_cache(maxsize=64)
 def _place(url: str) -> tuple[Origin, str]:
     """Where to connect to, and what to ask for there (the same few URLs, again and again). Raises MisuseError."""
-    split = urlsplit(url)
+    split = split_url(url)
     return origin_of(split), (split.path or "/") + (f"?{split.query}" if split.query else "")
 
 
@@ -363,6 +363,14 @@ def _broken(error: OSError) -> UpstreamFailed:
 
 def _reset(error: OSError) -> UpstreamUnreachable:
     return UpstreamUnreachable("the upstream reset the connection before it answered", detail=str(error))
+
+
+def split_url(url: str) -> SplitResult:
+    """A URL's parts. Raises MisuseError."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise MisuseError("this is no URL: something is wrong with its brackets, or its host") from None
 
 
 def origin_of(url: SplitResult) -> Origin:

@@ -20,8 +20,6 @@ from rawstream.sources.model_list import listed
 from rawstream.sources.upstream import UpstreamSource
 from rawstream.sources.upstreams import settings_of
 
-TIMEOUT: Final = 10.0
-"""Seconds that the list of models may take."""
 _NOT_OFFERED: Final = frozenset({404, 405, 501})
 
 
@@ -62,8 +60,7 @@ async def probe(own: UpstreamSettings, settings: Settings) -> Probe:
         return seen
     source = UpstreamSource(bounds)
     try:
-        due = asyncio.get_running_loop().time() + min(TIMEOUT, bounds.upstream_first_token_timeout)
-        names = {model["id"] for model in listed(await source.models(due=due))}
+        names = {model["id"] for model in listed(await source.models())}
     except UpstreamRejected as error:
         _refused(seen, error, own)
     except RawstreamError as error:

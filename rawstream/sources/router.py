@@ -5,7 +5,7 @@ Rule 1: an attempt ends with its first token. What comes after it is the client'
 Rule 2: an upstream that was not tried yet is gone to at once; going back to one waits, and takes from its budget.
 Rule 3: one deadline bounds all attempts of a request together.
 Rule 4: once tokens flow, this module is not in their way: each step is the upstream stream's own.
-Rule 5: the log names upstreams, never keys; clients are told neither.
+Rule 5: the log names upstreams, never keys. Clients are told neither, but for who owns a model in a list.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ MAX_ANSWER: Final = 16 * MiB
 """Bytes of a whole, non-streamed answer."""
 MAX_REJECTION: Final = 64 * 1024
 """Bytes of an error's body that are relayed."""
+LIST_WITHIN: Final = 10.0
+"""Seconds in which a list of models must begin, for which nothing is generated."""
 REJECTION_WAIT: Final = 5.0
 """Seconds that an error's body may take; without it the status is relayed all the same."""
 _RELAYED: Final = ("retry-after", "retry-after-ms", "x-should-retry")
@@ -53,7 +55,9 @@ class UpstreamSource:
         except MisuseError as error:
             raise SettingsError(f"upstream: {error}") from None
         self._base = split
-        self._late = f"the upstream sent no answer within {settings.upstream_first_token_timeout:g} s"
+        first = settings.upstream_first_token_timeout
+        self._within = {_COMPLETIONS: first, _MODELS: min(first, LIST_WITHIN)}
+        self._late = {path: f"the upstream sent no answer within {time:g} s" for path, time in self._within.items()}
         self._urls = {path: _below(split, path) for path in (_COMPLETIONS, _MODELS)}
         self.client = HttpClient(settings)
         self.idle_timeout = settings.upstream_idle_timeout
@@ -78,9 +82,9 @@ class UpstreamSource:
         body = msgspec.json.encode(self._body(request, stream=False))
         return await self._whole("POST", _COMPLETIONS, body, due, self._trace(request))
 
-    async def models(self, *, due: float | None = None) -> bytes:
+    async def models(self) -> bytes:
         """The body of the upstream's ``GET /models``, untouched. Raises as ``complete`` does."""
-        return await self._whole("GET", _MODELS, b"", due)
+        return await self._whole("GET", _MODELS, b"")
 
     async def aclose(self) -> None:
         """Close all connections, those of running generations too."""
@@ -115,9 +119,7 @@ class UpstreamSource:
     ) -> HttpResponse:
         """The response to a request, if its status is 200 and it is there by ``due``."""
         settings = self._settings
-        timeout = settings.upstream_first_token_timeout
-        if due is not None:
-            timeout = max(0.0, due - asyncio.get_running_loop().time())
+        timeout = self._within[path] if due is None else max(0.0, due - asyncio.get_running_loop().time())
         headers = [("accept", accept), ("accept-encoding", "identity"), ("user-agent", "rawstream")]
         if body:
             headers.append(("content-type", "application/json"))
@@ -125,7 +127,7 @@ class UpstreamSource:
             headers.append(("authorization", f"Bearer {settings.upstream_api_key}"))
         headers.extend(told)
         response = await self.client.open(
-            method, self._urls[path], headers, body, head_timeout=timeout, late=self._late
+            method, self._urls[path], headers, body, head_timeout=timeout, late=self._late[path]
         )
         try:
             if response.status >= 400:

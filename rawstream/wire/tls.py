@@ -76,6 +76,8 @@ class ServerTls:
 
         Raises TlsFailed; ``to_send()`` then holds the alert to send before the connection is closed.
         """
+        if self.ended:
+            return []  # RFC 8446 §6.1: what comes after close_notify is ignored; nobody would take it from the buffer
         self._incoming.write(data)
         try:
             if not self.established:

@@ -38,7 +38,9 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
         target_of("http://h/chat", body=body)
 
 
-@pytest.mark.parametrize("url", ["http://h", "http://h/", "ftp://h/chat", "http://u:p@h/chat", "http://h:x/chat"])
+@pytest.mark.parametrize(
+    "url", ["http://h", "http://h/", "ftp://h/chat", "http://u:p@h/chat", "http://h:x/chat", "http://[::1/chat"]
+)
 def test_what_is_no_endpoint_is_refused(url: str) -> None:
     with pytest.raises(MisuseError):
         target_of(url)

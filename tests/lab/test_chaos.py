@@ -237,6 +237,14 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_1() -> None:
     assert "Traceback" not in second.stderr
 
 
+@pytest.mark.parametrize("option", ["--port", "--tls-port"])
+def test_a_port_that_is_none_is_refused_and_no_other_is_taken(option: str) -> None:
+    """Event loops cut it to 16 bits, and would listen anywhere."""
+    said = run(option, "99999")
+    assert said.returncode == 2
+    assert "99999 is not in the range 0<=x<=65535" in said.stderr
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_certificate_is_as_wrong_as_it_was_asked_to_be(mode: str) -> None:
     require_tool("openssl")

@@ -198,6 +198,13 @@ def test_a_url_that_makes_no_sense_is_said() -> None:
         RedisLink("http://127.0.0.1")
 
 
+@pytest.mark.parametrize("url", ["redis://:pass/word@host:6379/0", "redis://:pass#word@host", "redis://host:password"])
+def test_what_is_said_of_a_url_holds_nothing_of_its_password(url: str) -> None:
+    with pytest.raises(SettingsError) as told:
+        RedisLink(url)
+    assert "pass" not in str(told.value).replace("password@", "").replace("in the password", "")
+
+
 async def test_a_crowd_waits_for_its_turn_on_a_few_connections(redis: RedisServer, link: RedisLink) -> None:
     """Thousands of streams that begin at once are no trouble of Redis': none is counted elsewhere."""
     ledger, caps = RedisLedger(link), (Cap(1_000_000, DAY),)

@@ -64,7 +64,7 @@ class Peer:
         head = await self._reader.readuntil(b"\r\n\r\n")
         asked = Asked(head, b"")
         asked.body = await self._reader.readexactly(int(asked.headers.get("content-length", "0")))
-        self._upstream.requests.append(asked)
+        self._upstream.take(asked)
         return asked
 
     async def send(self, *pieces: bytes, apart: float = 0.0) -> None:
@@ -105,6 +105,7 @@ class FakeUpstream:
         self._tls = tls
         self.requests: list[Asked] = []
         self.connections = 0
+        self._came = asyncio.Event()
         self.left = asyncio.Event()
         """Set when a script has returned."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,6 +122,18 @@ class FakeUpstream:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def take(self, asked: Asked) -> None:
+        """A request has come whole."""
+        self.requests.append(asked)
+        self._came.set()
+
+    async def until_asked(self, times: int = 1) -> None:
+        """Return once that many requests have come."""
+        async with asyncio.timeout(5):
+            while len(self.requests) < times:
+                self._came.clear()
+                await self._came.wait()
 
     @property
     def url(self) -> str:

@@ -464,9 +464,7 @@ async def test_a_client_that_leaves_ends_a_wait_at_once(loop_kind: str) -> None:
 async def test_a_client_that_leaves_ends_an_attempt_at_once(loop_kind: str) -> None:
     async with bench(answering_and_waiting(HEAD)) as made:
         task = asyncio.create_task(made.text())
-        async with asyncio.timeout(5):
-            while not made.asked[0]:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await made.fakes[0].until_asked()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -547,9 +545,7 @@ async def test_after_the_pause_one_request_tries_it_and_closes_the_breaker() -> 
         assert (await made.failure()).retry_after == 1.0
         made.now += 0.5
         probe = asyncio.create_task(made.text())
-        async with asyncio.timeout(5):
-            while made.asked != [3]:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await made.fakes[0].until_asked(3)
         assert isinstance(await made.failure(), UpstreamUnavailable)
         gate.set()
         assert await probe == "Hello world"
@@ -561,9 +557,7 @@ async def test_a_probe_whose_client_left_is_not_the_last() -> None:
         await made.failure()
         made.now += 10
         probe = asyncio.create_task(made.text())
-        async with asyncio.timeout(5):
-            while made.asked != [2]:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await made.fakes[0].until_asked(2)
         probe.cancel()
         with pytest.raises(asyncio.CancelledError):
             await probe

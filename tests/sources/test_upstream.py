@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ import pytest
 from rawstream.errors import SettingsError, UpstreamFailed, UpstreamIdle, UpstreamRejected
 from rawstream.model import CompletionSource, MeasuredTokenStream, Request, Token
 from rawstream.settings import Settings
+from rawstream.sources import http_connection
 from rawstream.sources.upstream import UpstreamSource
 from tests.sources.fake_upstream import (
     ANSWER,
@@ -386,6 +387,45 @@ async def test_a_name_without_an_address_is_502() -> None:
     source = UpstreamSource(Settings(upstream="http://no-such-host.invalid/v1"))
     with pytest.raises(UpstreamFailed, match="could not be reached"):
         await collect(source)
+
+
+@contextmanager
+def leading_nowhere() -> Iterator[int]:
+    """A port whose listener's queue is full: the kernel answers no further SYN."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            filling = stack.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+async def test_an_address_that_leads_nowhere_leaves_time_for_the_next(
+    loop_kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As hosts with IPv6 that is half there have one."""
+
+    async def addresses(*_: object) -> list[tuple[int, tuple[str, int]]]:
+        return [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
+
+    async with upstream(answering(HEAD + chunk(ANSWER) + LAST_CHUNK), upstream_connect_timeout=1.0) as (fake, source):
+        with leading_nowhere() as nowhere:
+            monkeypatch.setattr(http_connection, "_addresses", addresses)
+            ports = [nowhere, fake.port]
+            assert texts(await collect(source)) == "Hello world"
+            await source.aclose()
+            ports = [nowhere, nowhere]
+            with pytest.raises(UpstreamFailed, match="could not be reached within 1 s"):
+                await collect(source)
+
+
+async def test_a_list_of_models_may_not_take_as_long_as_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One upstream of several that says nothing would hold up the list of them all."""
+    monkeypatch.setattr("rawstream.sources.upstream.LIST_WITHIN", 0.1)
+    async with upstream(answering_and_waiting(), upstream_first_token_timeout=120.0) as (_, source):
+        with pytest.raises(UpstreamIdle, match=r"the upstream sent no answer within 0\.1 s"):
+            await source.models()
 
 
 async def _close(peer: Peer) -> None:

@@ -85,7 +85,7 @@ def request(
     body: bytes | None = None,
     *,
     version: str = "1.1",
-    host: str | None = "test",
+    host: str | None = "localhost",
 ) -> bytes:
     """The bytes of one request."""
     lines = [f"{method} {target} HTTP/{version}"]

@@ -106,6 +106,19 @@ def test_the_peers_close_notify_is_an_end_and_what_follows_is_nothing(pair: Pair
     assert pair.server.receive(b"more") == []
 
 
+def test_what_comes_after_close_notify_is_not_kept(pair: Pair) -> None:
+    """Nobody would take it from there: a client that goes on sending while its answer runs would fill the memory."""
+    pair.client.write(b"x" * 1000)
+    after = pair.from_client.read()
+    with pytest.raises(ssl.SSLWantReadError):
+        pair.client.unwrap()
+    pair.server.receive(pair.from_client.read())
+    assert pair.server.ended
+    for _ in range(100):
+        assert pair.server.receive(after) == []
+    assert pair.server._incoming.pending == 0
+
+
 def test_our_close_notify_ends_it_for_the_peer(pair: Pair) -> None:
     pair.to_client.write(pair.server.encrypt(b"last") + pair.server.close())
     assert pair.client.read(100) == b"last"
