@@ -20,10 +20,12 @@ from rawstream.flow import kernel
 from rawstream.flow.gate import Gate, GateState
 from rawstream.flow.pump import Delivery, Meter, produce
 from rawstream.model import Headers, Request, Response, SourceItem, StreamRecord, TokenItem, TokenStream
+from rawstream.server.channel import Channel, ClientConnection
 from rawstream.server.connection import Connection
 from rawstream.server.exchange import Exchange
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
+from rawstream.wire.http2_frames import Http2Violation
 
 PATIENCE = 10.0
 """Seconds after which a test that waits has failed."""
@@ -291,19 +293,25 @@ class _Host:
         self.exchange: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
         self.over = asyncio.Event()
 
-    def connection_opened(self, connection: Connection) -> None: ...
+    def connection_opened(self, connection: ClientConnection) -> None: ...
 
-    def connection_closed(self, connection: Connection) -> None: ...
+    def connection_closed(self, connection: ClientConnection) -> None: ...
 
-    async def answer(self, connection: Connection, head: RequestHead) -> bool:
+    async def answer(self, connection: Channel, head: RequestHead) -> bool:
         exchange = Exchange(connection, head)
         exchange.close_after = True
         self.exchange.set_result(exchange)
         await self.over.wait()
         return False
 
-    def refusal(self, connection: Connection, error: ProtocolViolation) -> bytes:
+    def refusal(self, connection: Channel, error: ProtocolViolation) -> bytes:
         raise error
+
+    def broken(self, violation: Http2Violation) -> None:
+        raise violation
+
+    def speaks_http2(self, connection: Connection, first: bytes) -> None:
+        raise AssertionError("no test of these speaks HTTP/2")
 
 
 class Client:
@@ -450,6 +458,7 @@ class Served:
     def connection(self) -> Connection:
         """The only connection that is open."""
         (connection,) = self.server.app.connections
+        assert isinstance(connection, Connection)
         return connection
 
     def outcomes(self) -> dict[str, int]:
