@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from rawstream.errors import ProtocolViolation
+from rawstream.flow.gate import Gate
 from rawstream.limits.users import User
 from rawstream.server.link import READ, Link
 from rawstream.settings import Settings
@@ -39,9 +40,15 @@ class Http2Levels(NamedTuple):
 class ClientConnection(Protocol):
     """What the server knows of a connection."""
 
+    gate: Gate
     operator: bool
     task: asyncio.Task[None]
     transport: asyncio.Transport
+
+    @property
+    def kept(self) -> int:
+        """Bytes that the client sent and that belong to no request yet."""
+        ...
 
     def close_if_idle(self) -> None:
         """The server drains: nothing more begins here."""

@@ -184,7 +184,7 @@ class StreamCodec:
         self._whole = not head.has_body
         self._continue = head.expects_continue
         self._over = False
-        self.framing = "http2"
+        self.framing = "http2" if head.method != "HEAD" else "none"
 
     # --- the request
 
@@ -233,16 +233,18 @@ class StreamCodec:
 
     def response_head(self, status: int, headers: Sequence[tuple[str, str]], *, head_only: bool = False) -> bytes:
         """Sends it at once, in order before all data; nothing is left to be written."""
+        if head_only or status in (204, 304):
+            self.framing = "none"
         self._transport.connection.begin_answer(self._transport.number, status, headers)
         return b""
 
     def frame(self, data: bytes) -> bytes:
-        return data
+        return data if self.framing != "none" else b""
 
     def end(self, last: bytes = b"") -> bytes:
         self._over = True
         self._transport.ending = True
-        return last
+        return self.frame(last)
 
     def next_cycle(self) -> bool:
         """A stream serves one request; True: its answer is whole."""

@@ -191,7 +191,8 @@ class Http2:
             ) from None
 
     def _end(self, error: ErrorCodes) -> None:
-        """Say why the connection ends, where h2 has not said it."""
+        """Say why the connection ends, where h2 has not said it. Nothing more is said on any stream."""
+        self._open.clear()
         if self._h2.state_machine.state is not ConnectionState.CLOSED:
             self._h2.close_connection(error)
 
@@ -278,10 +279,7 @@ class Http2:
         if size and stream in self._open:
             owed = self._owed.get(stream, 0) + size
             if owed >= _GIVE_BACK:
-                try:
-                    self._h2.increment_flow_control_window(owed, stream)
-                except H2Error:
-                    pass  # the request is over: nobody sends on it any more
+                self._h2.increment_flow_control_window(owed, stream)
                 owed = 0
             self._owed[stream] = owed
 

@@ -65,7 +65,6 @@ def nonsense() -> Iterator[Case]:
     yield Case(2, "lower case", b"GET /healthz http/1.1\r\n" + OK)
     yield Case(2, "version 9.9", b"GET /healthz HTTP/9.9\r\n" + OK, (505,))
     yield Case(2, "version 2.0", b"GET /healthz HTTP/2.0\r\n" + OK, (505,))
-    yield Case(2, "h2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (400, 505))
     yield Case(2, "version 1.10", b"GET /healthz HTTP/1.10\r\n" + OK)
     yield Case(3, "100 KB method", b"A" * 100 * KiB + b" / HTTP/1.1\r\n" + OK, (400, 414, 431, 501))
     yield Case(3, "100 KB target", b"GET /" + b"a" * 100 * KiB + b" HTTP/1.1\r\n" + OK, (414,))

@@ -41,11 +41,30 @@ def test_an_answer_streams_and_the_connection_is_kept(server: ServerProcess) -> 
         assert client.sock.selected_alpn_protocol() is None
 
 
-def test_alpn_agrees_on_http_1_1(server: ServerProcess, certificate: Certificate) -> None:
-    """Offered h2 first, as browsers do, the server takes what it speaks (RFC 7301)."""
+@pytest.mark.parametrize(
+    ("offered", "agreed"),
+    [(["h2", "http/1.1"], "h2"), (["http/1.1", "h2"], "h2"), (["http/1.1"], "http/1.1")],
+)
+def test_alpn_agrees_on_the_best_that_both_speak(
+    server: ServerProcess, certificate: Certificate, offered: list[str], agreed: str
+) -> None:
+    """HTTP/2 where the client speaks it, whatever it names first (RFC 7301)."""
+    context = certificate.trusting()
+    context.set_alpn_protocols(offered)
+    with Client(server.port, tls=context) as client:
+        assert isinstance(client.sock, ssl.SSLSocket)
+        assert client.sock.selected_alpn_protocol() == agreed
+        if agreed == "http/1.1":
+            assert client.ask(get("/healthz")).status == 200
+
+
+def test_without_http2_alpn_agrees_on_http_1_1(certificate: Certificate) -> None:
     context = certificate.trusting()
     context.set_alpn_protocols(["h2", "http/1.1"])
-    with Client(server.port, tls=context) as client:
+    with (
+        ServerProcess("--no-http2", *certificate.flags, tls=certificate.trusting()) as server,
+        Client(server.port, tls=context) as client,
+    ):
         assert isinstance(client.sock, ssl.SSLSocket)
         assert client.sock.selected_alpn_protocol() == "http/1.1"
         assert client.ask(get("/healthz")).status == 200

@@ -18,14 +18,14 @@ import rawstream
 from rawstream.errors import ClientDisconnected, ProtocolViolation, RawstreamError
 from rawstream.flow import kernel
 from rawstream.flow.gate import Gate, GateState
-from rawstream.flow.meter import Meter
-from rawstream.flow.pump import Delivery, produce
+from rawstream.flow.pump import Delivery, Meter, produce
 from rawstream.model import Headers, Request, Response, SourceItem, StreamRecord, TokenItem, TokenStream
 from rawstream.server.channel import Channel, ClientConnection
 from rawstream.server.connection import Connection
 from rawstream.server.exchange import Exchange
 from rawstream.settings import Settings
 from rawstream.wire.http1 import RequestHead
+from rawstream.wire.http2_frames import Http2Violation
 
 PATIENCE = 10.0
 """Seconds after which a test that waits has failed."""
@@ -297,19 +297,21 @@ class _Host:
 
     def connection_closed(self, connection: ClientConnection) -> None: ...
 
-    def broken(self, error: ProtocolViolation) -> None: ...
-
-    def speaks_http2(self, connection: Connection, first: bytes) -> None: ...
-
-    async def answer(self, channel: Channel, head: RequestHead) -> bool:
-        exchange = Exchange(channel, head)
+    async def answer(self, connection: Channel, head: RequestHead) -> bool:
+        exchange = Exchange(connection, head)
         exchange.close_after = True
         self.exchange.set_result(exchange)
         await self.over.wait()
         return False
 
-    def refusal(self, channel: Channel, error: ProtocolViolation) -> bytes:
+    def refusal(self, connection: Channel, error: ProtocolViolation) -> bytes:
         raise error
+
+    def broken(self, violation: Http2Violation) -> None:
+        raise violation
+
+    def speaks_http2(self, connection: Connection, first: bytes) -> None:
+        raise AssertionError("no test of these speaks HTTP/2")
 
 
 class Client:
@@ -464,13 +466,13 @@ class Served:
 
 
 def get(path: str, version: str = "1.1", *fields: str) -> bytes:
-    lines = [f"GET {path} HTTP/{version}", "Host: localhost", *fields]
+    lines = [f"GET {path} HTTP/{version}", "Host: test", *fields]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 def post(path: str, body: str = '{"prompt":"hello"}', *fields: str) -> bytes:
     content = body.encode()
-    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *fields]
+    lines = [f"POST {path} HTTP/1.1", "Host: test", "Content-Type: application/json", *fields]
     return ("\r\n".join(lines) + f"\r\nContent-Length: {len(content)}\r\n\r\n").encode() + content
 
 

@@ -219,7 +219,8 @@ class Http2Client:
         elif isinstance(event, DataReceived):
             size = event.flow_controlled_length or 0
             answer.body += event.data or b""
-            self.h2.increment_flow_control_window(size)
+            if size:
+                self.h2.increment_flow_control_window(size)
             if number in self.stalled:
                 answer.owed += size
             elif size and event.stream_ended is None:
