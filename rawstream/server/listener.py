@@ -12,6 +12,7 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -26,6 +27,18 @@ _REST: Final = 0.25
 """Seconds to rest when the system is out of descriptors or memory."""
 _AT_ONCE: Final = 64
 """Connections accepted before the streams get their turn."""
+
+
+def descriptor_limit() -> int:
+    """The soft limit on open descriptors, raised to the hard one where that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            pass  # not allowed here: the soft limit it is
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
 
 
 class Listener:
