@@ -51,6 +51,7 @@ class RedisLink:
         self._url = url
         self._clock = clock
         self._again_at = 0.0
+        self._answered_at = 0.0
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
         self.failures = 0
         """Commands that failed, or were not tried because Redis was known to be gone."""
@@ -84,11 +85,15 @@ class RedisLink:
     async def _ask(self, command: Callable[[], Any]) -> Any:
         from redis.exceptions import RedisError
 
+        began = self._clock()
         try:
             async with asyncio.timeout(2 * WAIT):
                 answer = await command()
         except (RedisError, OSError, TimeoutError) as error:
             self.failures += 1
+            if self._answered_at > began:
+                # It answers others: this machine has too much to do.
+                raise RedisGone("Redis did not answer in time", detail=repr(error)) from None
             if not self._again_at:
                 log.error("Redis does not answer: %r; going on without it, and trying again", error)
             self._again_at = self._clock() + REST
@@ -96,6 +101,7 @@ class RedisLink:
         if self._again_at:
             self._again_at = 0.0
             log.warning("Redis answers again")
+        self._answered_at = self._clock()
         return answer
 
     def another(self) -> RedisLink:

@@ -47,39 +47,40 @@ return ''
 not: then a key that is taken ends it), fields and values. Answers what the key stands for, or ''."""
 
 PUBLISH: Final = """
-local answer = {}
-for i = 1, #KEYS / 2 do
-  local about, log, at = KEYS[2 * i - 1], KEYS[2 * i], 7 * (i - 1)
-  local fence = redis.call('HGET', about, 'fence')
-  if not fence then
-    answer[i] = 0
-  elseif fence ~= ARGV[at + 1] then
-    answer[i] = -1
+local answer, well, from = {}, true, 1
+for i, batch in ipairs(cmsgpack.unpack(ARGV[1])) do
+  local stream, fence, events, start, size, oldest, ttl, ended = unpack(batch)
+  local data = string.sub(ARGV[2], from, from + size - 1)
+  from = from + size
+  local about, log = 'rawstream:stream:' .. stream, 'rawstream:log:' .. stream
+  local said = redis.call('HGET', about, 'fence')
+  answer[i] = 1
+  if said ~= fence then
+    well = false
+    answer[i] = said and -1 or 0
   else
-    answer[i] = 1
-    local start, data, ended = ARGV[at + 3], ARGV[at + 4], ARGV[at + 7]
-    local function add(id, ...)
-      local said = redis.pcall('XADD', log, 'MINID', '~', ARGV[at + 5], id, 's', start, ...)
-      if type(said) == 'table' and said.err and not string.find(said.err, 'equal or smaller') then
-        return redis.call('XADD', log, id, 's', start, ...)
+    local function add(id, at, ...)
+      local went = redis.pcall('XADD', log, 'MINID', '~', oldest, id, 's', at, ...)
+      if type(went) == 'table' and went.err and not string.find(went.err, 'equal or smaller') then
+        redis.call('XADD', log, id, 's', at, ...)
       end
     end
-    if data ~= '' then add(ARGV[at + 2] .. '-0', 'd', data) end
+    if data ~= '' then add(events .. '-0', start, 'd', data) end
     if ended ~= '' then
-      start = start + #data
-      add(ARGV[at + 2] .. '-1', 'e', ended)
+      add(events .. '-1', start + #data, 'e', ended)
       redis.call('HSET', about, 'state', 'ended')
     end
-    if ARGV[at + 6] ~= '' then
-      redis.call('PEXPIRE', about, ARGV[at + 6])
-      redis.call('PEXPIRE', log, ARGV[at + 6])
+    if ttl > 0 then
+      redis.call('PEXPIRE', about, ttl)
+      redis.call('PEXPIRE', log, ttl)
     end
   end
 end
-return answer
+return well and '' or answer
 """
-"""KEYS: stream and log of each. ARGV, seven of each: fence, number of the last event, start, frames, oldest event
-kept, ttl ('' as it is), end ('' not yet). Answers of each 1: written; 0: nothing is known of it; -1: it was sealed."""
+"""ARGV: a list in MessagePack, of each: stream, fence, number of the last event, start, length of the frames, oldest
+event kept, ttl (0 as it is), end ('' not yet); then the frames of all. Answers '' when all is written; else of each 1:
+written; 0: nothing is known of it; -1: it was sealed."""
 
 FETCH: Final = """
 local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import socket
 import ssl
 from time import monotonic
@@ -39,7 +38,7 @@ from rawstream.server.exchange import Exchange, error_answer
 from rawstream.server.governor import Governor
 from rawstream.server.http2 import Http2Connection
 from rawstream.server.link import Link
-from rawstream.server.listener import Listener, listen, listen_at
+from rawstream.server.listener import Listener, descriptor_limit, listen, listen_at
 from rawstream.server.logs import StreamLog
 from rawstream.server.metrics import Metrics
 from rawstream.server.remote_sharing import Sharing
@@ -61,18 +60,6 @@ class Extension(Protocol):
     """Something that adds routes to a server (the lab does)."""
 
     def register(self, app: App) -> None: ...
-
-
-def descriptor_limit() -> int:
-    """The soft limit on open descriptors, raised to the hard one where that is allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (OSError, ValueError):
-            pass  # not allowed here: the soft limit it is
-    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
 
 
 _MOST_OPERATORS: Final = 64

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -31,6 +32,18 @@ _AT_ONCE: Final = 64
 """Connections accepted before the streams get their turn."""
 _AFTER_YOU: Final = 0.001
 """Seconds that a sibling with fewer connections has to go first; then one is accepted all the same."""
+
+
+def descriptor_limit() -> int:
+    """The soft limit on open descriptors, raised to the hard one where that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            pass  # not allowed here: the soft limit it is
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
 
 
 class Listener:

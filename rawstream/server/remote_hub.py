@@ -46,6 +46,12 @@ _PAUSE: Final = 0.25
 _BLANK: Final = b"\n\n"
 
 
+def complain(task: asyncio.Task[None]) -> None:
+    """A task that should not end has ended: say so, at once."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s has failed, which is a bug of ours", task.get_name(), exc_info=error)
+
+
 class Hub:
     """Implements ``remote.Feed``. Runs between ``start()`` and ``aclose()``."""
 
@@ -66,6 +72,7 @@ class Hub:
         """
         self.name = random_id(8)
         self._says = f"{socket.gethostname()}:{os.getpid()}"
+        self._link = link
         self._store = store
         self._reader = link.reader(_BLOCK)
         self._flush = settings.replay_flush
@@ -103,7 +110,9 @@ class Hub:
         """Be known to the others, where Redis can be reached."""
         await self._renew()
         for work, name in ((self._read, "redis reader"), (self._live, "redis lease"), (self._send, "redis sender")):
-            self._tasks.append(asyncio.get_running_loop().create_task(work(), name=name))
+            task = asyncio.get_running_loop().create_task(work(), name=name)
+            task.add_done_callback(complain)
+            self._tasks.append(task)
 
     async def leave(self) -> None:
         """Take no connections any more, and know who does."""
@@ -159,7 +168,8 @@ class Hub:
                 try:
                     await self._store.send(some)
                 except RedisGone:
-                    self._failed()
+                    if self._link.gone:
+                        self._failed()
 
     async def _read(self) -> None:
         control = control_key(self.name)
@@ -225,7 +235,8 @@ class Hub:
                         await self._gone(other)
             await self._beat()
         except RedisGone:
-            self._failed()
+            if self._link.gone:
+                self._failed()
             if monotonic() - self._heard_at >= LEASE and not self._told:
                 self._told = True
                 for remote in self._all():

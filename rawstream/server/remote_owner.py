@@ -109,24 +109,22 @@ class Published:
                 parts.append(part)
                 size += len(part)
         frames = b"".join(parts)
-        end = None
+        end, ttl = "", 0
         if source.ended and start + size >= source.end:
             outcome = self.generation.outcome
-            end = End.of("completed" if outcome is None else outcome.value, source.failure)
-        ttl = None
-        if end is not None:
-            ttl = kept_after
+            end = End.of("completed" if outcome is None else outcome.value, source.failure).encode()
+            ttl = round(kept_after * 1000)
         elif not self.kept_until:
-            ttl = keep
+            ttl = round(keep * 1000)
             self.kept_until = now + keep
         events = self._events + frames.count(_BLANK)
-        return Batch(self.generation.id, self.fence, events, start, frames, source.first, ttl, end)
+        return Batch(self.generation.id, self.fence, events, start, size, source.first, ttl, end, frames)
 
     def went(self, batch: Batch) -> None:
         """It is in Redis."""
         self._position = batch.start + len(batch.frames)
         self._events = batch.events
-        self.done = batch.end is not None
+        self.done = bool(batch.end)
 
     def was_lost(self) -> None:
         """Redis knows nothing of it: begin again with the oldest that is kept here."""
@@ -251,7 +249,7 @@ class Publisher:
         while todo and len(batches) < _MOST_BATCHES and size < _MOST_BYTES:
             one = todo.pop()
             batch = one.batch(4 * URGENT, now, self.keep, self._settings.replay_keep)
-            if not batch.frames and batch.end is None and batch.ttl is None:
+            if not batch.frames and not batch.end and not batch.ttl:
                 continue
             batches.append(batch)
             some.append(one)

@@ -28,7 +28,7 @@ from rawstream.server.generation import Generation
 from rawstream.server.generations import Generations
 from rawstream.server.ids import random_id
 from rawstream.server.remote import RemoteGeneration
-from rawstream.server.remote_hub import Hub
+from rawstream.server.remote_hub import Hub, complain
 from rawstream.server.remote_owner import AwayReader, Publisher, new_fence
 from rawstream.settings import Settings
 
@@ -37,8 +37,6 @@ log = logging.getLogger("rawstream")
 _SOONEST: Final = 100
 _LATEST: Final = 1000
 """Milliseconds within which those who are sent away come back."""
-_ANNOUNCE: Final = 1.0
-"""Seconds that the first token waits, at most, until the answer can be found elsewhere."""
 _ANSWER: Final = 1.0
 """Seconds that another process may take to say what became of a signal."""
 
@@ -83,7 +81,7 @@ class Sharing:
         self._own = link.another()
         store = Store(self._own)
         self.hub = Hub(
-            link,
+            self._own,
             store,
             settings,
             heard=self._heard,
@@ -116,6 +114,7 @@ class Sharing:
         await self.hub.start()
         publishing = self.publisher.run(lambda: self.hub.available)
         self._publishing = asyncio.get_running_loop().create_task(publishing, name="redis publisher")
+        self._publishing.add_done_callback(complain)
 
     async def leave(self) -> bool:
         """This process takes no connections any more. May its readers go to another one, and read on there?"""
@@ -184,9 +183,8 @@ class Sharing:
         one = self.publisher.add(generation, named, key, fence)
         try:
             if not one.announced and self.available:
-                async with asyncio.timeout(_ANNOUNCE):
-                    await self.publisher.announce(one)
-        except (RedisGone, TimeoutError):
+                await self.publisher.announce(one)
+        except RedisGone:
             pass  # the publisher announces it when it can
         if not one.announced:
             self.degraded += 1

@@ -234,24 +234,28 @@ async def test_with_nobody_there_it_stops_at_the_window_and_after_the_grace_all_
 
 async def test_a_slow_second_reader_slows_nobody_and_is_told_when_it_is_too_late() -> None:
     """It falls out of the window; what it got is exact, and then comes an error that says so."""
-    source = numbered(20_000)
+    count = 60_000  # more than all buffers on the way take
+    source = numbered(count)
     async with serving(source, settings(replay_window=32 * KiB)) as served:
         port = served.server.port
         fast = await ask(port, STREAM)
         seen = await fast.events(10)
+        await still(lambda: source.given)  # nobody takes more: all buffers are full
+        behind = the_one(served).log.events
+        last = f"{fast.stream}.{behind}"
         slow = await served.client(
-            f"GET {STREAM} HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {seen[0].id}\r\n\r\n".encode(), rcvbuf=4096
+            f"GET {STREAM} HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {last}\r\n\r\n".encode(), rcvbuf=4096
         )
-        await slow.read_until(b"\n\n")
+        await until(lambda: the_one(served).had_readers == 2, "the slow one has come")
         seen += await fast.events()
-        assert [event.token for event in seen[:-1]] == [str(number) for number in range(20_000)]
+        assert [event.token for event in seen[:-1]] == [str(number) for number in range(count)]
         got = (await slow.read_all()).decode()
         assert '"code": "replay_gone"' in got
         assert not got.endswith("0\r\n\r\n")
         tokens = [part.split('"')[0] for part in got.split('{"token": "')[1:]]
-        assert tokens == [str(number) for number in range(1, 1 + len(tokens))]
-        assert 10 < len(tokens) < 20_000
-        assert source.asked == 20_001
+        assert tokens == [str(number) for number in range(behind, behind + len(tokens))]
+        assert 10 < len(tokens) < count - behind
+        assert source.asked == count + 1
 
 
 async def test_two_readers_of_one_answer_get_the_same() -> None:

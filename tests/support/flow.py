@@ -18,7 +18,8 @@ import rawstream
 from rawstream.errors import ClientDisconnected, ProtocolViolation, RawstreamError
 from rawstream.flow import kernel
 from rawstream.flow.gate import Gate, GateState
-from rawstream.flow.pump import Delivery, Meter, produce
+from rawstream.flow.meter import Meter
+from rawstream.flow.pump import Delivery, produce
 from rawstream.model import Headers, Request, Response, SourceItem, StreamRecord, TokenItem, TokenStream
 from rawstream.server.channel import Channel, ClientConnection
 from rawstream.server.connection import Connection

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from rawstream.model import Request, Source
+from rawstream.replay.log import FellBehind
 from rawstream.server.exchange import Exchange
 from rawstream.server.leaving import CANCEL, Asked, refuse_resuming
 from rawstream.server.resuming import Resuming
@@ -78,8 +79,13 @@ class ChatEndpoints:
         """For ``EventSource``: a client that comes back goes on where it was; who has seen the end gets 204."""
         head = exchange.head
         last = head.header("last-event-id")
-        if last is not None and await self.resuming.after(exchange, last):
-            return
+        try:
+            if last is not None and await self.resuming.after(exchange, last):
+                return
+        except FellBehind:
+            if self.resuming.default() != CANCEL:
+                raise
+            # Where answers are not kept (resume_grace = 0) EventSource knows nothing of that: it gets a new one.
         request = from_query(head.query)
         asked = Asked.of(exchange, request, self.resuming.default())
         await self.resuming.run(exchange, request, limited(self.source, request), events, asked)
