@@ -32,8 +32,8 @@ import click
 from rawstream.cli.worker_process import Generation, NotUp, WorkerProcess, how_it_ended
 from rawstream.errors import SettingsError
 from rawstream.limits.division import divided
-from rawstream.server.app import url_of
 from rawstream.server.balance import ABSENT, Counts
+from rawstream.server.doors import url_of
 from rawstream.server.listener import listen, listen_at, remover
 from rawstream.server.siblings import bury
 from rawstream.server.worker_link import VARIABLE, Place

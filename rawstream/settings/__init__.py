@@ -12,9 +12,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from rawstream.settings.lists import is_address
 from rawstream.settings.tables import UpstreamSettings, UserSettings, table_faults
-from rawstream.settings.values import fault
+from rawstream.settings.values import combined_faults, fault
 
 __all__ = ["FIELDS", "KiB", "MiB", "Settings", "UpstreamSettings", "UserSettings", "check", "faults"]
 
@@ -400,12 +399,5 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} {said}"
     if not sound:
         return
-    if values["write_low"] > values["write_high"]:
-        yield f"write_low ({values['write_low']}) must not exceed write_high ({values['write_high']})"
-    if values["port"] > 65535:
-        yield f"port must be at most 65535, not {values['port']}"
-    if values["admin"] is not None and not is_address(values["admin"]):
-        yield f"admin must be HOST:PORT, as 127.0.0.1:9100 or [::1]:9100, not {values['admin']!r}"
-    if values["upstream"] is not None and values["source"] is not None:
-        yield "upstream and source exclude each other: tokens come from one place"
+    yield from combined_faults(values)
     yield from table_faults(values)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
-from rawstream.settings.lists import LISTS
+from rawstream.settings.lists import LISTS, is_address
 
 _CHOICES: Final = {
     "loop": ("auto", "uvloop", "asyncio"),
@@ -29,3 +30,15 @@ def fault(name: str, value: object, unit: str, *, may_be_zero: bool) -> str | No
         if value < 0 or (value == 0 and not may_be_zero):
             return f"must be more than 0, not {value!r}"
     return None
+
+
+def combined_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    """What makes no sense together, among values that are sound each by itself."""
+    if values["write_low"] > values["write_high"]:
+        yield f"write_low ({values['write_low']}) must not exceed write_high ({values['write_high']})"
+    if values["port"] > 65535:
+        yield f"port must be at most 65535, not {values['port']}"
+    if values["admin"] is not None and not is_address(values["admin"]):
+        yield f"admin must be HOST:PORT, as 127.0.0.1:9100 or [::1]:9100, not {values['admin']!r}"
+    if values["upstream"] is not None and values["source"] is not None:
+        yield "upstream and source exclude each other: tokens come from one place"
