@@ -215,7 +215,8 @@ class Hub:
 
     async def _live(self) -> None:
         while True:
-            await asyncio.sleep(BEAT)
+            late = monotonic() - self._heard_at > BEAT and not self._link.gone
+            await asyncio.sleep(_PAUSE if late else BEAT)
             await self._renew()
 
     async def _renew(self) -> None:

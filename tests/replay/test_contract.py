@@ -14,6 +14,7 @@ from tests.support.waiting import eventually
 
 TOKENS: dict[str, Any] = {"tokens": 200, "tokens_per_second": 200}
 ENDLESS: dict[str, Any] = {"tokens": None, "tokens_per_second": None}
+FAST: dict[str, Any] = {"tokens": None, "tokens_per_second": 5000}
 SLOW: dict[str, Any] = {"tokens": None, "tokens_per_second": 50}
 ADA = {"x_user": "ada"}
 
@@ -174,7 +175,7 @@ def _text(body: bytes) -> str:
 def test_with_no_reader_the_source_waits_at_the_window(places: Places) -> None:
     before = places.tokens()
     with places.here.connect() as client:
-        stream, _ = begun(client, begin(places.here, mock=ENDLESS), 10)
+        stream, _ = begun(client, begin(places.here, mock=FAST), 10)
     waits_at = places.settled()
     with places.there.connect() as client:
         client.send(resume(stream, 10)).head()
@@ -186,7 +187,7 @@ def test_with_no_reader_the_source_waits_at_the_window(places: Places) -> None:
 
 def test_a_reader_that_takes_nothing_stops_the_source_wherever_it_reads(places: Places) -> None:
     with places.here.connect() as client:
-        stream, _ = begun(client, begin(places.here, mock=ENDLESS), 10)
+        stream, _ = begun(client, begin(places.here, mock=FAST), 10)
     with places.there.connect(rcvbuf=4096) as slow:
         slow.send(resume(stream, 10)).head()
         places.settled()
