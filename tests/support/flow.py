@@ -467,13 +467,13 @@ class Served:
 
 
 def get(path: str, version: str = "1.1", *fields: str) -> bytes:
-    lines = [f"GET {path} HTTP/{version}", "Host: test", *fields]
+    lines = [f"GET {path} HTTP/{version}", "Host: localhost", *fields]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 def post(path: str, body: str = '{"prompt":"hello"}', *fields: str) -> bytes:
     content = body.encode()
-    lines = [f"POST {path} HTTP/1.1", "Host: test", "Content-Type: application/json", *fields]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *fields]
     return ("\r\n".join(lines) + f"\r\nContent-Length: {len(content)}\r\n\r\n").encode() + content
 
 
