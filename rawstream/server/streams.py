@@ -43,6 +43,7 @@ from rawstream.model import (
 )
 from rawstream.server.demand import credit_of
 from rawstream.server.exchange import Exchange
+from rawstream.server.generation import Generation
 from rawstream.server.generations import Generations
 from rawstream.server.ids import random_id
 from rawstream.server.log_stream import Readable
@@ -314,6 +315,9 @@ class Streams:
                 outcome = generation.outcome  # stopped, or out of budget: the answer's end said so
             if error is None or error is generation.log.failure:
                 generation.seen = True
+        made = meter.tokens
+        if isinstance(generation, Generation):
+            made = min(made, generation.meter.tokens)  # it reads events, of which not each is a token
         source, client = meter.seconds(now)
         by_client, by_network = stream.split_wait(client, final=True)
         committed = stream.delivery.committed
@@ -325,8 +329,8 @@ class Streams:
             outcome=outcome,
             ended_by=ENDED_BY[outcome],
             status=200 if committed or error is None else error.status,
-            tokens=meter.tokens,
-            delivered=stream.delivered(),
+            tokens=made,
+            delivered=min(made, stream.delivered()),
             bytes=meter.bytes,
             writes=meter.writes,
             seconds=now - meter.started_at,

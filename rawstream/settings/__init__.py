@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from rawstream.settings.tables import UpstreamSettings, UserSettings, table_faults
-from rawstream.settings.values import combined_faults, fault
+from rawstream.settings.values import MAY_BE_ZERO, combined_faults, fault
 
 __all__ = ["FIELDS", "KiB", "MiB", "Settings", "UpstreamSettings", "UserSettings", "check", "faults"]
 
@@ -375,12 +375,6 @@ FIELDS: Final[dict[str, dataclasses.Field[Any]]] = {
 }
 """All settings that are flags, variables and keys: every field but the tables."""
 
-_MAY_BE_ZERO: Final = {
-    "port", "notsent_lowat", "sndbuf", "heartbeat", "write_low", "upstream_rcvbuf", "upstream_pool",
-    "drain_timeout", "surplus", "lab_overrun", "resume_grace", "upstream_retries", "upstream_retry_wait", "upstream_retry_budget",
-    "upstream_breaker_failures",
-}  # fmt: skip
-
 
 def check(settings: Settings) -> None:
     """Raise ValueError, naming the setting, when a value makes no sense."""
@@ -393,7 +387,7 @@ def faults(values: Mapping[str, Any]) -> Iterator[str]:
     sound = True
     for name, field in FIELDS.items():
         value = values[name]
-        said = fault(name, value, field.metadata["unit"], may_be_zero=name in _MAY_BE_ZERO)
+        said = fault(name, value, field.metadata["unit"], may_be_zero=name in MAY_BE_ZERO)
         if said is not None:
             sound = False
             yield f"{name} {said}"

@@ -14,6 +14,12 @@ _CHOICES: Final = {
     "log_level": ("debug", "info", "warning", "error"),
 }
 
+MAY_BE_ZERO: Final = {
+    "port", "notsent_lowat", "sndbuf", "heartbeat", "write_low", "upstream_rcvbuf", "upstream_pool",
+    "drain_timeout", "surplus", "lab_overrun", "resume_grace", "upstream_retries", "upstream_retry_wait",
+    "upstream_retry_budget", "upstream_breaker_failures",
+}  # fmt: skip
+
 
 def fault(name: str, value: object, unit: str, *, may_be_zero: bool) -> str | None:
     """What makes no sense about a value of the setting ``name``, which is measured in ``unit``; None: it is sound."""
