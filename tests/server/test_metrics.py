@@ -146,7 +146,8 @@ async def test_no_name_is_given_twice_and_labels_are_closed_sets() -> None:
     assert len({family.full_name for family in families}) == len(families)
     labels = {label for family in families for label in family.labels}
     assert labels == {
-        "waiting_for", "outcome", "kind", "place", "state", "status", "reason", "of", "version", "step", "upstream", "user",
+        "waiting_for", "outcome", "kind", "place", "state", "status", "reason", "of", "version", "step", "upstream",
+        "user",
     }  # fmt: skip
     users = {values[0] for family in families if family.labels[:1] == ("user",) for values in family.numbers}
     assert users == {"ann", "other"}
