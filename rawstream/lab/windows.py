@@ -34,6 +34,8 @@ class _Reader:
         self.stalled = stalled
         self.read: dict[int, int] = {}
         """Bytes, by stream."""
+        self.drained = asyncio.Event()
+        """All streams run, and the window of the one that is not read is used up."""
         self._h2 = H2Connection(H2Configuration(client_side=True))
         self._h2.local_settings = Settings(client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: WINDOW})
         self._h2.initiate_connection()
@@ -61,6 +63,8 @@ class _Reader:
                         self._h2.increment_flow_control_window(taken)
                         if event.stream_id != self.stalled:
                             self._h2.increment_flow_control_window(taken, event.stream_id)
+            if self.read[self.stalled] >= WINDOW and all(self.read.values()):
+                self.drained.set()
             writer.write(self._h2.data_to_send())
 
 
@@ -93,8 +97,7 @@ async def windows(show: Show) -> Report:
             reader.ask(number, None if number == reader.stalled else _RATE)
         async with _reading(app, reader):
             async with asyncio.timeout(_LONGEST):
-                while reader.read[reader.stalled] < WINDOW or len(_levels(app)) < STREAMS:
-                    await asyncio.sleep(0.01)
+                await reader.drained.wait()
             before = _levels(app)
             await asyncio.sleep(_SECONDS)
             after = _levels(app)

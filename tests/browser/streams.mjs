@@ -28,7 +28,11 @@ try {
     }
   }, given);
   await until(() => page.evaluate(() => window.counts.every((count) => count > 0)), "all streams have begun");
-  await pass(1);
+  // Chromium takes some 60 MB for a page that does not read before it leaves a stream's window shut.
+  const shown = () => page.evaluate(() => fetch("/debug/streams").then((answer) => answer.json()));
+  const shut = ({ streams }) => streams.find((one) => one.http2.window <= 0 && one.waiting_for === "client");
+  let stalled = null;
+  if (given.stall) await until(async () => (stalled = shut(await shown())), "the first stream's window is shut", 60_000);
   const asked = await page.evaluate(async (patience) => {
     const began = performance.now();
     const late = new Promise((resolve) => setTimeout(resolve, patience * 1000, null));
@@ -39,7 +43,8 @@ try {
   await pass(2);
   const after = await page.evaluate(() => window.counts.slice());
   const rates = after.map((count, number) => (count - before[number]) / 2);
-  console.log(JSON.stringify({ protocol, asked, rates }));
+  if (given.stall) stalled = shut(await shown());
+  console.log(JSON.stringify({ protocol, asked, rates, stalled }));
 } finally {
   await browser.close();
 }
