@@ -10,6 +10,7 @@ from bench.scenarios.handshakes import Handshakes
 from bench.scenarios.idle import Idle
 from bench.scenarios.leavers import Leavers
 from bench.scenarios.many import Many
+from bench.scenarios.multiplexed import Multiplexed
 from bench.scenarios.paced import Paced
 from bench.scenarios.perceived import Perceived
 from bench.scenarios.short import Short
@@ -36,6 +37,7 @@ def all_scenarios() -> dict[str, Scenario]:
         Everything(),
         Handshakes(),
         TlsPaced(),
+        Multiplexed(),
         ThinPipeScenario(),
         Many(),
         Perceived(),

@@ -25,6 +25,7 @@ from rawstream.errors import RawstreamError
 from rawstream.lab import experiments, flapping
 from rawstream.lab.experiments import Report, Show
 from rawstream.lab.pairing import pairing as pair
+from rawstream.lab.windows import windows as share
 
 _STOPPED: Final = 130
 _TANKS: Final = ("source", "transport", "kernel_unsent", "kernel_unacked", "client_kernel")
@@ -178,3 +179,12 @@ def flap(as_json: bool) -> None:
 def pairing(as_json: bool) -> None:
     """Yields per read: eagerly, in one process, over TCP, and over TCP with credit=1. About 4 s."""
     sys.exit(run("pairing", "Is a token made only when one is read?", lambda show: pair(show, _ask), as_json))
+
+
+@lab.command("windows", short_help="Many streams share one HTTP/2 connection, one is not read.")
+@_json
+def windows(as_json: bool) -> None:
+    """Twenty streams on one connection: the window of the one that is not read, its source, and the others. About
+    3 s."""
+    question = "Many streams share one connection. Whom does one that is not read hold up?"
+    sys.exit(run("windows", question, share, as_json))

@@ -49,6 +49,16 @@ def test_yields_and_reads_are_paired() -> None:
     assert 100 < figures["tcp_without_credit"]["most_ahead"] < 20_000
 
 
+def test_a_stream_that_is_not_read_holds_up_no_other_on_its_connection() -> None:
+    """Its window drains to zero and its source stops; the others keep their pace."""
+    figures = report("windows")
+    assert figures["window"] == 0
+    assert figures["connection_window"] > 0
+    assert (figures["waiting_for"], figures["made"]) == ("client", 0)
+    assert 0 < figures["held"] <= 16 * 1024
+    assert figures["slowest_other"] > 0.8 * figures["asked"]
+
+
 @linux_only
 def test_drain_alone_runs_megabytes_ahead() -> None:
     figures = report("drain")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import ssl
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 from h2.settings import SettingCodes
 
@@ -417,6 +419,18 @@ def test_curl_speaks_it_with_and_without_tls(server: ServerProcess) -> None:
         capture_output=True, text=True, timeout=20, check=True,
     )  # fmt: skip
     assert done.stdout.endswith("data: [DONE]\n\n2")
+
+
+def test_httpx_streams(server: ServerProcess) -> None:
+    """Fifty at a time on one connection."""
+
+    async def all_of_them() -> set[tuple[str, int, bool]]:
+        async with httpx.AsyncClient(http1=False, http2=True, verify=False, timeout=10) as client:
+            body = {"prompt": "a", "mock": {"tokens": 5, "tokens_per_second": 100}}
+            answers = await asyncio.gather(*[client.post(f"{server.url}/chat", json=body) for _ in range(50)])
+        return {(one.http_version, one.status_code, one.text.endswith("data: [DONE]\n\n")) for one in answers}
+
+    assert asyncio.run(all_of_them()) == {("HTTP/2", 200, True)}
 
 
 def test_h2load_finds_no_error(server: ServerProcess) -> None:
