@@ -9,7 +9,7 @@ Rule 3: what was refused was not begun: it leaves no generation behind.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from rawstream.errors import RawstreamError, ServerShutdown, TooManyStreams
@@ -63,7 +63,20 @@ class Resuming:
         grace = self.streams.settings.resume_grace
         return OnDisconnect("grace", grace) if grace else CANCEL
 
-    async def run(
+    def run(
+        self,
+        exchange: Exchange,
+        request: Request,
+        source: Source,
+        dialect_of: Callable[[str], Dialect],
+        asked: Asked,
+    ) -> Awaitable[None]:
+        """Begin an answer, or come back to the one that this ``Idempotency-Key`` began. Raises as ``Streams.run``."""
+        if exchange.head.method == "HEAD" or not asked.resumable:
+            return self.streams.run(exchange, request, source, dialect_of)
+        return self._run(exchange, request, source, dialect_of, asked)
+
+    async def _run(
         self,
         exchange: Exchange,
         request: Request,
@@ -71,11 +84,7 @@ class Resuming:
         dialect_of: Callable[[str], Dialect],
         asked: Asked,
     ) -> None:
-        """Begin an answer, or come back to the one that this ``Idempotency-Key`` began. Raises as ``Streams.run``."""
         streams, generations = self.streams, self.generations
-        if exchange.head.method == "HEAD" or not asked.resumable:
-            await streams.run(exchange, request, source, dialect_of)
-            return
         key = None if asked.key is None else (_name(exchange), exchange.path, asked.key)
         body = exchange.content or exchange.head.query.encode()
         async with generations.one_at_a_time(key):
@@ -96,7 +105,9 @@ class Resuming:
         elif begun is None:
             generations.refused += 1
             exchange.resumable = "no"
-            await streams.run(exchange, request, source, dialect_of)
+            answering = streams.run(exchange, request, source, dialect_of)
+            del request, source, dialect_of, body, key, asked
+            await answering
         else:
             # What the source needs of these it has; the rest need not wait for the answer's end.
             del request, source, dialect_of, body, key, asked

@@ -59,15 +59,19 @@ class ChatEndpoints:
         request = decode_chat(exchange.content)
         if discipline is not None:
             return self.streams.run(exchange, request, limited(self.source, request), chat_tokens, discipline)
-        return self._chat(exchange, request)
-
-    async def _chat(self, exchange: Exchange, request: Request) -> None:
         last = exchange.head.header("last-event-id")
-        if last is not None and await self.resuming.after(exchange, last):
-            return
+        return self._begin(exchange, request) if last is None else self._after(exchange, request, last)
+
+    def _begin(self, exchange: Exchange, request: Request) -> Awaitable[None]:
         asked = Asked.of(exchange, request, CANCEL)
         dialect_of = numbered_tokens if asked.resumable else chat_tokens
-        await self.resuming.run(exchange, request, limited(self.source, request), dialect_of, asked)
+        return self.resuming.run(exchange, request, limited(self.source, request), dialect_of, asked)
+
+    async def _after(self, exchange: Exchange, request: Request, last: str) -> None:
+        if not await self.resuming.after(exchange, last):
+            answering = self._begin(exchange, request)
+            del request
+            await answering
 
     def text(self, exchange: Exchange) -> Awaitable[None]:
         head = exchange.head
@@ -88,4 +92,6 @@ class ChatEndpoints:
             # Where answers are not kept (resume_grace = 0) EventSource knows nothing of that: it gets a new one.
         request = from_query(head.query)
         asked = Asked.of(exchange, request, self.resuming.default())
-        await self.resuming.run(exchange, request, limited(self.source, request), events, asked)
+        answering = self.resuming.run(exchange, request, limited(self.source, request), events, asked)
+        del request, asked
+        await answering
