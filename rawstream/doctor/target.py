@@ -1,7 +1,7 @@
 """What to ask, and in which form: told by the URL's path, or said by the user.
 
-Rule 1: nothing is sent but the user's own request. The mock's options go along only where the server said that it is
-        the mock.
+Rule 1: nothing is sent but the user's own request, and, where clients that have left are waited for, that leaving is
+        a cancel. The mock's options go along only where the server said that it is the mock.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ _KINDS: Final[tuple[tuple[re.Pattern[str], Kind], ...]] = (
 )
 _VERSION: Final = re.compile(r"/v[0-9]+[a-z0-9]*/?$")
 _OWN_HEADERS: Final = ("accept", "accept-encoding", "content-length", "host", "x-request-id", "transfer-encoding")
+
+_RESUMED: Final = frozenset({"ui", "eventsource"})
+"""Endpoints whose answers wait for a client that has left (``resume_grace``), unless told otherwise."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -64,6 +67,8 @@ class Target(msgspec.Struct, frozen=True):
             content = self._content()
             if max_tokens is not None and self.kind not in ("ui", "sse"):
                 content["max_tokens"] = max_tokens
+            if self.kind in _RESUMED:
+                content["on_disconnect"] = "cancel"
         if (model or self.model) is not None:
             content["model"] = model or self.model
         if mock is not None:

@@ -73,7 +73,12 @@ def test_each_dialect_has_its_own_question() -> None:
 def test_an_event_source_is_asked_by_its_query() -> None:
     wanted = target_of("http://h/stream?a=b", prompt="hi").wanted(mock={"tokens": 3})
     assert (wanted.method, wanted.body) == ("GET", b"")
-    assert parse_qs(urlsplit(wanted.url).query) == {"a": ["b"], "prompt": ["hi"], "mock": ['{"tokens":3}']}
+    assert parse_qs(urlsplit(wanted.url).query) == {
+        "a": ["b"],
+        "prompt": ["hi"],
+        "on_disconnect": ["cancel"],
+        "mock": ['{"tokens":3}'],
+    }
 
 
 def test_the_users_body_goes_as_it_is() -> None:
