@@ -42,14 +42,15 @@ class RedisGone(RawstreamError):
 class RedisLink:
     """Scripts on one Redis, for one event loop."""
 
-    def __init__(self, url: str, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, url: str, clock: Callable[[], float] = monotonic, *, says: int = logging.ERROR) -> None:
         """``url``: ``redis://[user:password@]host:port/db``, ``rediss://`` for TLS, ``unix://path``.
 
-        Connects at the first command. Raises SettingsError when the URL or the package is of no use.
+        ``says``: the level at which the log is told that Redis is gone, or there again. Connects at the first command. Raises SettingsError when the URL or the package is of no use.
         """
         self._redis = _client(url, WAIT, "rawstream")
         self._url = url
         self._clock = clock
+        self._says = says
         self._again_at = 0.0
         self._answered_at = 0.0
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
@@ -95,18 +96,18 @@ class RedisLink:
                 # It answers others: this machine has too much to do.
                 raise RedisGone("Redis did not answer in time", detail=repr(error)) from None
             if not self._again_at:
-                log.error("Redis does not answer: %r; going on without it, and trying again", error)
+                log.log(self._says, "Redis does not answer: %r; going on without it, and trying again", error)
             self._again_at = self._clock() + REST
             raise RedisGone("Redis does not answer", detail=repr(error)) from None
         if self._again_at:
             self._again_at = 0.0
-            log.warning("Redis answers again")
+            log.log(min(self._says, logging.WARNING), "Redis answers again")
         self._answered_at = self._clock()
         return answer
 
     def another(self) -> RedisLink:
         """Connections of their own to the same Redis, for what must not wait its turn behind others' commands."""
-        return RedisLink(self._url, self._clock)
+        return RedisLink(self._url, self._clock, says=logging.DEBUG)
 
     def reader(self, block: float) -> RedisReader:
         """A connection of its own, for what waits up to ``block`` seconds."""

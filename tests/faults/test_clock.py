@@ -19,6 +19,10 @@ WALL_CLOCK = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime"
 DATES_ONLY = {
     "server/exchange.py": "the Date header",
     "server/endpoints/completions.py": "OpenAI's 'created'",
+    "sources/router.py": "OpenAI's 'created'",
+    "sources/course.py": "an upstream's Retry-After that is a date",
+    "doctor/tls.py": "how long a certificate is still valid",
+    "tracing.py": "when a span began and ended",
 }
 """Where the wall clock is read, and for what. Log lines have the date that ``logging`` gave them."""
 
