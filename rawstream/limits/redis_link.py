@@ -45,7 +45,8 @@ class RedisLink:
     def __init__(self, url: str, clock: Callable[[], float] = monotonic, *, says: int = logging.ERROR) -> None:
         """``url``: ``redis://[user:password@]host:port/db``, ``rediss://`` for TLS, ``unix://path``.
 
-        ``says``: the level at which the log is told that Redis is gone, or there again. Connects at the first command. Raises SettingsError when the URL or the package is of no use.
+        ``says``: the level at which the log is told that Redis is gone. Connects at the first command. Raises
+        SettingsError when the URL or the package is of no use.
         """
         self._redis = _client(url, WAIT, "rawstream")
         self._url = url
