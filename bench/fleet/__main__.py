@@ -1,0 +1,5 @@
+"""``python -m bench.fleet`` prints the tables."""
+
+from bench.fleet.tables import everything
+
+print(everything())
