@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rawstream.flow.deadlines import NEVER, Deadline, DeadlineHeap, Sweeper, finish_within
+from rawstream.flow.deadlines import NEVER, Deadline, DeadlineHeap, Sweeper, _rest_of, finish_within
 from tests.support.flow import PATIENCE
 
 
@@ -396,3 +396,44 @@ async def test_what_an_end_raises_is_raised(waits: bool) -> None:
 
     with pytest.raises(ValueError, match="broken"):
         await finish_within(PATIENCE, end())
+
+
+async def test_an_end_that_takes_its_cancellation_for_its_end_has_ended() -> None:
+    """As ``asyncio.timeout`` has it: who comes to an end then has come to an end."""
+    told: list[str] = []
+
+    async def end() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            told.append("cancelled")
+
+    async with asyncio.timeout(PATIENCE):
+        await finish_within(0.001, end())
+    assert told == ["cancelled"]
+
+
+def test_an_end_that_is_dropped_while_it_waits_cleans_up() -> None:
+    """As when its event loop is closed over it: the generator below is closed too."""
+    cleaned: list[str] = []
+
+    class Forever:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    async def end() -> None:
+        try:
+            while True:
+                await Forever()
+        finally:
+            cleaned.append("closed")
+
+    async def drop() -> None:
+        waiting = end().__await__()
+        rest = _rest_of(waiting, next(waiting))
+        next(rest)
+        rest.close()
+
+    with asyncio.Runner() as runner:
+        runner.run(drop())
+    assert cleaned == ["closed"]

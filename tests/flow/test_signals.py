@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rawstream.errors import MisuseError
-from rawstream.flow.signals import MOST_UNREAD, Signals
+from rawstream.flow.signals import MOST_UNREAD, Signals, leave
 from tests.support.flow import PATIENCE, turns
 
 
@@ -133,3 +133,11 @@ async def test_a_mailbox_that_was_emptied_holds_nothing_again() -> None:
     signals.put("x")
     await in_time(signals.__anext__())
     assert (signals._unread, signals._more) == (None, None)
+
+
+def test_who_leaves_a_signal_is_told_what_became_of_it() -> None:
+    signals = Signals()
+    assert [leave(signals, number) for number in range(MOST_UNREAD + 1)] == ["put"] * MOST_UNREAD + ["full"]
+    signals.close()
+    assert leave(signals, "late") == "ended"
+    assert leave(None, "nobody") == "none"
