@@ -251,10 +251,12 @@ async def test_a_request_that_is_kept_keeps_nothing_of_its_stream_alive() -> Non
             client.reset()
             await served.ended()
             await until(lambda: not served.server.app.connections, "the connection is gone")
-            left = [thing for thing in gc.get_objects() if isinstance(thing, Stream | Exchange | Delivery)]
             (request,) = source.requests
             assert (request.is_committed(), [signal async for signal in request.signals]) == (True, [])
-            assert left == []
+            await until(
+                lambda: not [thing for thing in gc.get_objects() if isinstance(thing, Stream | Exchange | Delivery)],
+                "nothing of the stream is left",
+            )
     finally:
         gc.enable()
 
