@@ -52,16 +52,17 @@ def chat_request(
     body: dict[str, Any] = {"prompt": "bench #@@@@@@" if numbered else "bench", "mock": dict(mock)}
     if joined:
         body["joined"] = True
-    return _post(path, json.dumps(body), host, key)
+    return post(path, json.dumps(body), host, key)
 
 
 def completion_request(path: str, host: str = "bench", key: str = ANY_KEY) -> str:
     """The bytes of a streaming chat completion."""
     message = {"model": "bench", "stream": True, "messages": [{"role": "user", "content": "bench"}]}
-    return _post(path, json.dumps(message), host, key)
+    return post(path, json.dumps(message), host, key)
 
 
-def _post(path: str, body: str, host: str, key: str) -> str:
+def post(path: str, body: str, host: str = "bench", key: str = ANY_KEY) -> str:
+    """The bytes of a ``POST`` with a JSON body."""
     return (
         f"POST {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: bench\r\naccept: text/event-stream\r\nauthorization: "
         f"Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"

@@ -11,6 +11,7 @@ from bench.certificate import make_certificate
 from bench.certificate import missing as no_certificate
 from bench.peers._key import KEY, OTHERS, everything
 from bench.peers.contract import Peer, PeerContext
+from bench.redis import missing as no_redis
 
 _SOURCE: Final = ("--source", "bench.peers._source:for_rawstream")
 
@@ -68,6 +69,10 @@ def _missing(ctx: PeerContext) -> str | None:
     return None
 
 
+def _without_redis(ctx: PeerContext) -> str | None:
+    return no_redis() or _missing(ctx)
+
+
 def _peer(name: str, chat: str, notes: str) -> Peer:
     return Peer(
         name=name,
@@ -114,6 +119,10 @@ PEERS = (
         notes=f"rawstream serve --upstream with {_ON}",
         key=KEY,
     ),
+    replace(_CHAT, name="rawstream-resumable", notes="rawstream, asked for answers that can be resumed."),
+    replace(_GATEWAY, name="rawstream-gateway-resumable", notes="rawstream-gateway, asked for the same."),
+    replace(_CHAT, name="rawstream-redis", missing=_without_redis, notes="rawstream-resumable with --redis."),
+    replace(_GATEWAY, name="rawstream-gateway-redis", missing=_without_redis, notes="The same as a gateway."),
     _peer(
         "rawstream-broken",
         "/chat-broken",

@@ -13,6 +13,7 @@ from bench.scenarios.many import Many
 from bench.scenarios.multiplexed import Multiplexed
 from bench.scenarios.paced import Paced
 from bench.scenarios.perceived import Perceived
+from bench.scenarios.resumable import Resumable
 from bench.scenarios.short import Short
 from bench.scenarios.slow_fifth import SlowFifth
 from bench.scenarios.stalled import Stalled
@@ -35,6 +36,7 @@ def all_scenarios() -> dict[str, Scenario]:
         Short(),
         Gateway(),
         Everything(),
+        Resumable(),
         Handshakes(),
         TlsPaced(),
         Multiplexed(),

@@ -171,6 +171,8 @@ async def produce(
                 meter.tokens += len(batch) if batch[0].__class__ is str else count_tokens(batch)
                 frames.append(frame)
                 size += len(frame)
+            elif not batch:
+                allowance = limit = 0  # others may have used what was allowed
             del batch
             del frame
             if waited:
@@ -195,7 +197,7 @@ async def produce(
 class Delivery:
     """Frames → response, with backpressure: the sink of every ordinary stream."""
 
-    __slots__ = ("_dialect", "_headers", "_response", "_timings", "last_write", "meter", "pausing")
+    __slots__ = ("_dialect", "_headers", "_may", "_response", "_timings", "last_write", "meter", "pausing")
 
     def __init__(
         self,
@@ -216,6 +218,8 @@ class Delivery:
         self.meter = meter
         self.pausing = pausing
         self._timings = timings
+        self._may = 0
+        """Bytes that may be passed on before permission is asked for again."""
         self.last_write = meter.started_at
 
     @property
@@ -254,6 +258,7 @@ class Delivery:
         """Write whole frames at ``now``; the first write carries the head. False: permission must be asked for."""
         if not frames:
             return True
+        self._may = 0
         meter = self.meter
         if meter.first_write_at is None:
             if not meter.committed:
@@ -267,6 +272,28 @@ class Delivery:
         meter.bytes += len(frames)
         return may_go_on
 
+    def pass_on(self, frames: bytes, tokens: int, came_at: float) -> bool:
+        """Write whole frames for the stream while it waits for its source: whoever has them has them written.
+
+        ``came_at``: when they came. False: nothing was written, since the stream does something else, there is no
+        room for all of them, or the client is gone; the stream must see to it itself. Never waits, never raises.
+        """
+        meter = self.meter
+        size = len(frames)
+        may = self._may
+        if may < size:
+            may = self.room
+        if may < size or meter.waiting_for != "source" or (self.pausing is not None and not self.pausing.is_set()):
+            return False
+        meter.held_since = came_at
+        meter.tokens += tokens
+        try:
+            self._may = may - size if self.put_nowait(frames, monotonic()) else 0
+        except RawstreamError:
+            meter.tokens -= tokens
+            return False
+        return True
+
     def settle(self) -> None:
         """Bring the timings up to date."""
         if self._timings is not None:
@@ -279,6 +306,7 @@ class Delivery:
             return False
         if not self.meter.committed:
             beat = self._commit() + beat
+        self._may = 0
         self._response.write_nowait(beat)
         self.last_write = monotonic()
         self.meter.bytes += len(beat)

@@ -53,6 +53,43 @@ class Ended(Protocol):
 class Generation:
     """One run of a source, and its log."""
 
+    __slots__ = (
+        "__weakref__",
+        "_away",
+        "_committed",
+        "_demand",
+        "_end_of_life",
+        "_on_end",
+        "_pausing",
+        "_readers",
+        "_seen",
+        "_task",
+        "_timer",
+        "_tokens",
+        "_waiting",
+        "came_at",
+        "dialect",
+        "dialect_of",
+        "ended_at",
+        "error",
+        "had_readers",
+        "id",
+        "interruption",
+        "log",
+        "meter",
+        "nobody_returns",
+        "outcome",
+        "path",
+        "policy",
+        "public_id",
+        "request_id",
+        "seen",
+        "settings",
+        "signals",
+        "tab",
+        "trace",
+    )
+
     def __init__(
         self,
         request: Request,
@@ -87,6 +124,7 @@ class Generation:
         self.dialect_of = dialect_of
         self.log = Log(settings.replay_window if shelf is None else shelf)
         self.meter = Meter(monotonic())
+        self.came_at = 0.0
         request.signals = signals = Signals()
         self.signals = weakref.ref(signals)
         request.is_committed = self.is_committed
@@ -215,7 +253,7 @@ class Generation:
             error.__traceback__ = error.__context__ = error.__cause__ = None
 
     def _finish(self, last: bytes) -> None:
-        self.log.finish(self._opening() + last, self._keep())
+        self.log.finish(self._opening() + last, self._keep)
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """What ``/debug/streams`` shows of it while nobody reads it."""
@@ -274,8 +312,11 @@ class Generation:
             frames = self._opening() + frames
         meter.writes += 1
         meter.bytes += len(frames)
-        self._waiting.clear()
-        self.log.append(frames, self._keep())
+        self.came_at = meter.held_since
+        self.log.append(frames, self._keep)
+        pausing = self._pausing
+        if self._waiting and (pausing is None or pausing.is_set()):
+            return True
         return self.room > 0
 
     def _keep(self) -> int | None:
@@ -339,6 +380,10 @@ class Generation:
         """``reader`` has all there is, and room for more."""
         self._waiting.add(reader)
         self.wake()
+
+    def has_more(self, reader: LogStream) -> None:
+        """There is something for ``reader`` that it was not passed."""
+        self._waiting.discard(reader)
 
     def leaves(self, reader: Reader) -> None:
         """``reader`` is gone. Idempotent."""

@@ -2,7 +2,9 @@
 
 Rule 1: it does not matter where the generation runs, here or in another process (``Readable``).
 Rule 2: it waits only when it has all there is; then it says so, which is the demand.
-Rule 3: it holds nothing. What it has not taken is in the log, once for all readers. What passed before it came may be
+Rule 3: while it waits and there is permission, what comes is passed to its response by whoever appends it, without
+        waking it (``passing``). Where there is none it is woken, and waits for permission like any other stream.
+Rule 4: it holds nothing. What it has not taken is in the log, once for all readers. What passed before it came may be
         told shorter (``Shorten``), as much at a time as makes about one write.
 """
 
@@ -21,6 +23,9 @@ from rawstream.settings import Settings
 _BLANK: Final = b"\n\n"
 _SHORTENED: Final = 32 * 1024
 """Bytes of events that are told shorter at a time: about 1 ms of work, and about one write."""
+
+Passing = Callable[[bytes, int, float], bool]
+"""Take whole events, how many they are, and when they came. False: they were not taken, there is no permission."""
 
 Shorten = Callable[[bytes], bytes]
 """Whole events, told in fewer of them; b'' when there is nothing to tell."""
@@ -54,6 +59,8 @@ class Readable(Protocol):
     log: Log
 
     id: str
+    came_at: float
+    """When what is appended now came to this process, or later (monotonic seconds)."""
 
     @property
     def user(self) -> str | None: ...
@@ -77,7 +84,10 @@ class Readable(Protocol):
         """A new reader of what the log has from ``position`` on. It must be closed, whether or not it ever reads."""
 
     def asks(self, reader: LogStream) -> None:
-        """``reader`` has all there is, and room for more."""
+        """``reader`` has all there is, and room for more: until ``has_more``."""
+
+    def has_more(self, reader: LogStream) -> None:
+        """There is something for ``reader`` that it was not passed."""
 
     def leaves(self, reader: LogStream) -> None:
         """``reader`` is gone. Idempotent."""
@@ -89,7 +99,7 @@ class Readable(Protocol):
 class LogStream:
     """A reader: what is in a log, and what comes to it, as a token stream. Implements ``model.TokenStream``."""
 
-    __slots__ = ("_generation", "_live", "_news", "_shorten", "is_committed", "position")
+    __slots__ = ("_generation", "_live", "_news", "_passed", "_shorten", "is_committed", "passing", "position")
 
     def __init__(
         self,
@@ -105,6 +115,10 @@ class LogStream:
         self._shorten = shorten
         self._live = generation.log.end
         self._news: asyncio.Future[None] | None = None
+        self.passing: Passing | None = None
+        """Where frames go while this waits; None: it is woken for each of them."""
+        self._passed = False
+        """Did some, since it was asked last?"""
 
     def __aiter__(self) -> LogStream:
         return self
@@ -112,10 +126,14 @@ class LogStream:
     async def __anext__(self) -> SourceItem:
         """The next events, each a token with its frame as ``raw``. Raises FellBehind, and what the source raised.
 
-        Cancelling is safe: nothing is lost.
+        None at all when some were passed on meanwhile: permission must be asked for anew. Cancelling is safe: nothing
+        is lost.
         """
         log = self._generation.log
         while True:
+            if self._passed:
+                self._passed = False
+                return []
             frames = self._next(log) if self._shorten is None else self._shorter(log, self._shorten)
             if frames:
                 return [Token(" ", event) for event in events_of(frames)]
@@ -126,7 +144,7 @@ class LogStream:
                     raise Abandoned("nobody read this answer for too long, and it was ended there; ask anew")
                 raise log.failure
             news = self._news = asyncio.get_running_loop().create_future()
-            log.listen(self, self._wake)
+            log.listen(self, self._hear)
             self._generation.asks(self)
             try:
                 await news
@@ -151,9 +169,16 @@ class LogStream:
         self._shorten = None
         return self._next(log)
 
-    def _wake(self) -> None:
+    def _hear(self, frames: bytes, events: int) -> None:
         news = self._news
-        if news is not None and not news.done():
+        if news is None or news.done():
+            return  # it runs, or is about to: it finds them in the log
+        generation, passing = self._generation, self.passing
+        if passing is not None and not generation.log.ended and passing(frames, events, generation.came_at):
+            self.position += len(frames)
+            self._passed = True
+        else:
+            generation.has_more(self)
             news.set_result(None)
 
     async def aclose(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, Protocol
 
 from rawstream.errors import RawstreamError, StreamStopped
@@ -68,6 +69,7 @@ class RemoteGeneration:
         """Of its reader, as the owner knows it."""
         self._store = store
         self._feed = feed
+        self.came_at = 0.0
         self.seen = False
         self._begun = False
         self._reader: LogStream | None = None
@@ -128,7 +130,7 @@ class RemoteGeneration:
     async def _reaches(self, event: int) -> None:
         """Wait for an event that a client has seen already."""
         news = asyncio.Event()
-        self.log.listen(news, news.set)
+        self.log.listen(news, lambda frames, events: news.set())
         self._feed.follow(self)
         try:
             async with asyncio.timeout(_CATCH_UP):
@@ -163,7 +165,11 @@ class RemoteGeneration:
         frames = frames[log.end - start :]
         if frames:
             position = self._reported if self._reader is None else self._reader.position
-            log.append(frames, max(position, log.end + len(frames) - self.settings.replay_window))
+            keep = max(position, log.end + len(frames) - self.settings.replay_window)
+            self.came_at = monotonic()
+            log.append(frames, lambda: keep)
+            if self._reader is not None:
+                self.asks(self._reader)  # what it was passed it has
         if end is not None:
             self._end(end)
 
@@ -208,6 +214,9 @@ class RemoteGeneration:
         if reader.position - self._reported >= REPORT:
             self._reported = reader.position
             self._tell("at")
+
+    def has_more(self, reader: LogStream) -> None:
+        """Its owner runs ahead of it anyway."""
 
     def leaves(self, reader: LogStream) -> None:
         if reader is self._reader:

@@ -175,7 +175,7 @@ class Publisher:
         one = Published(generation, fence or new_fence(), chat, key)
         one.announced = fence is not None
         self._published[generation.id] = one
-        generation.log.listen(one, lambda: self.heard(one))
+        generation.log.listen(one, lambda frames, events: self.heard(one))
         return one
 
     def heard(self, one: Published) -> None:

@@ -46,7 +46,7 @@ from rawstream.server.exchange import Exchange
 from rawstream.server.generation import Generation
 from rawstream.server.generations import Generations
 from rawstream.server.ids import random_id
-from rawstream.server.log_stream import Readable
+from rawstream.server.log_stream import LogStream, Readable
 from rawstream.server.remote_sharing import MovesOn, Sharing
 from rawstream.server.spending import Spending, Tab
 from rawstream.server.stream import Stream
@@ -267,6 +267,8 @@ class Streams:
         delivery = Delivery(exchange, dialect, meter, dialect.headers, self.pausing, self.timings)
         stream = Stream(exchange, dialect.name, delivery, self.settings, lab=lab)
         stream.generation = generation
+        if isinstance(tokens, LogStream) and credit is None:
+            tokens.passing = delivery.pass_on
         if tab is not None:
             stream.tab = tab
             tokens = tab.watch(tokens, meter)

@@ -23,7 +23,7 @@ from zlib import crc32
 
 from rawstream.model import Headers, TokenItem
 from rawstream.wire.chat_tokens import ended_early, error_event
-from rawstream.wire.json_text import quote_all
+from rawstream.wire.json_text import quote_all, quoted
 from rawstream.wire.sse import EVENT_STREAM_HEADERS, encode_event, utf8
 
 _LEAST_RETRY: Final = 1000
@@ -61,6 +61,11 @@ class EventSource:
         return b""
 
     def encode(self, items: Sequence[TokenItem]) -> bytes:
+        if len(items) == 1 and items[0].__class__ is str and items[0]:
+            # The paced stream: a token at a time. Half the time of the general way.
+            self.sent = number = self.sent + 1
+            frame = b'%b%d\ndata: {"token": %b}\n\n' % (self._id, number, quoted(items[0]))
+            return self._open(frame) if self._opening else frame
         start = self._id
         number = self.sent
         frames = []
