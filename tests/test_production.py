@@ -6,11 +6,12 @@ import asyncio
 import re
 import subprocess
 
+import click
 import pytest
 
 import rawstream
 from rawstream import config
-from rawstream.cli import rawstream_command
+from rawstream.cli import COMMANDS, rawstream_command
 from rawstream.errors import RawstreamError
 from rawstream.limits.users import new_key
 from rawstream.model import Outcome
@@ -38,11 +39,12 @@ async def test_every_metric_that_is_named_there_is_exposed() -> None:
 
 
 def test_every_flag_and_command_that_is_named_there_exists() -> None:
-    commands = rawstream_command.commands
+    context = click.Context(rawstream_command)
+    commands = {name: rawstream_command.get_command(context, name) for name in COMMANDS}
     for name in re.findall(r"`rawstream ([a-z]+)", PRODUCTION + WRONG):
         assert name in commands
     known = {config.flag(name) for name in FIELDS} | {config.flag(f"no_{name}") for name in FIELDS}
-    known |= {option for command in commands.values() for part in command.params for option in part.opts}
+    known |= {option for command in commands.values() if command for part in command.params for option in part.opts}
     known |= {"--user", "--now"}  # of 'rawstream key new' and of systemctl
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PRODUCTION + WRONG)) - known == set()
 

@@ -16,7 +16,10 @@ from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_ans
 from bench.serving import post
 
 RATE: Final = 50
-STREAMS: Final = {"full": 500, "short": 200, "toy": 10}
+STREAMS: Final = {
+    "own": {"full": 500, "short": 200, "toy": 10},
+    "relay": {"full": 200, "short": 200, "toy": 10},
+}
 SECONDS: Final = {"full": 10.0, "short": 5.0, "toy": 1.0}
 RAMP: Final = {"full": 3.0, "short": 1.0, "toy": 0.1}
 OFF: Final = {"own": "rawstream", "relay": "rawstream-gateway"}
@@ -28,15 +31,15 @@ class Resumable(Scenario):
     name = "resumable"
     title = "Resumable: what it costs that an answer outlives its connection"
     about = (
-        f"{STREAMS['full']} streams × {RATE} tokens/s, each read by one client that stays. **rawstream** alone: the "
+        f"{STREAMS['own']['full']} streams × {RATE} tokens/s of an own source, and {STREAMS['relay']['full']} relayed "
+        "from the C upstream of the scenario gateway, each read by one client that stays. **rawstream** alone: the "
         "answer ends with its connection (`on_disconnect: cancel`). **-resumable**: the same request with "
         "`on_disconnect: grace:30`, so that all that passes is kept in a replay log in memory. **-redis**: that log is "
-        "published to a Redis, every 10 ms (`replay_flush`), where other processes can read it; Redis has its "
-        "own core here, as far as there are any, and its CPU is stated beside. “Own source”: what all Python "
-        "peers share; “relay”: through the gateway, from the C upstream of the scenario gateway."
+        "published to a Redis, every 10 ms (`replay_flush`), where other processes can read it; Redis has its own core "
+        "here, as far as there are any, and its CPU is stated beside."
     )
     part_titles = MappingProxyType(
-        {"own": "own source, 500 streams × 50 tokens/s", "relay": "gateway, 500 streams × 50 tokens/s"}
+        {"own": "own source, 500 streams × 50 tokens/s", "relay": "gateway, 200 streams × 50 tokens/s"}
     )
     columns = (
         Column("us_per_token", "CPU per token", "µs", "less", 2, ratio=True),
@@ -85,7 +88,7 @@ class Resumable(Scenario):
             ramp = RAMP[bench.scale]
             generator.group(
                 "clients",
-                count=STREAMS[bench.scale],
+                count=STREAMS[part][bench.scale],
                 mode="fast",
                 dialect="openai" if relay else "chat",
                 port=server.port,

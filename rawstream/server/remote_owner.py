@@ -1,6 +1,7 @@
 """The owner's side: what this process generates, published for the others.
 
-Rule 1: one flush for all generations every ``replay_flush`` seconds, or as soon as one has 16 KiB; never two at a time.
+Rule 1: one flush for all generations every ``replay_flush`` seconds, or as soon as one has 16 KiB; never two at a time,
+        so that what is under way of one generation is one batch.
 Rule 2: what is published is read from the log. Nothing is queued: while Redis is gone the log's window is what waits,
         and what has left it by then is a gap that readers elsewhere are told of.
 Rule 3: what Redis has lost is announced again, with all that the log still has. What was sealed is left alone: the
@@ -31,6 +32,8 @@ URGENT: Final = 16 * 1024
 _MOST_BATCHES: Final = 64
 """In one script: what Redis does at a time takes a fraction of a millisecond."""
 _MOST_BYTES: Final = 256 * 1024
+_SCRIPTS: Final = 4
+"""Under way at a time, each with other generations: where a turn of the loop is long, one would not keep up."""
 _AGAIN: Final = 0.5
 """Seconds until what could not be published is tried again."""
 _LEAST_KEPT: Final = 60.0
@@ -224,14 +227,28 @@ class Publisher:
                 if not one.announced:
                     await self.announce(one)
             while todo:
-                batches, some = self._batches(todo)
-                for one, batch, went in zip(some, batches, await self._store.publish(batches), strict=True):
-                    self._told(one, batch, went)
+                await self._publish(todo)
         except RedisGone:
             self._dirty.update(dict.fromkeys(todo))
             self._dirty.update((one, None) for one in self._published.values() if one.waits)
             return False
         return True
+
+    async def _publish(self, todo: list[Published]) -> None:
+        """Take some scripts' worth from ``todo``. Raises RedisGone, after what others of them have done is known."""
+        scripts: list[tuple[list[Batch], list[Published]]] = []
+        while todo and len(scripts) < _SCRIPTS:
+            scripts.append(self._batches(todo))
+        answers = await asyncio.gather(*(self._store.publish(said) for said, _ in scripts), return_exceptions=True)
+        failed: BaseException | None = None
+        for (batches, some), answer in zip(scripts, answers, strict=True):
+            if isinstance(answer, BaseException):
+                failed = answer
+                continue
+            for one, batch, went in zip(some, batches, answer, strict=True):
+                self._told(one, batch, went)
+        if failed is not None:
+            raise failed
 
     async def announce(self, one: Published) -> None:
         """Let others find it. Cancel-safe: it may be announced all the same. Raises RedisGone."""
