@@ -22,6 +22,8 @@ class Cores(NamedTuple):
     generator: frozenset[int]
     upstream: frozenset[int]
     apart: bool
+    usable: tuple[int, ...]
+    """All of them."""
 
 
 def cores() -> Cores:
@@ -29,7 +31,7 @@ def cores() -> Cores:
     usable = sorted(os.sched_getaffinity(0))
     server, generator = usable[0], usable[1 % len(usable)]
     upstream = usable[2] if len(usable) > 2 else generator
-    return Cores(frozenset({server}), frozenset({generator}), frozenset({upstream}), len(usable) > 1)
+    return Cores(frozenset({server}), frozenset({generator}), frozenset({upstream}), len(usable) > 1, tuple(usable))
 
 
 def free_port() -> int:

@@ -44,15 +44,17 @@ def process_tree(pid: int) -> list[int]:
 
 def cpu_seconds(pid: int) -> float:
     """User + system time of the tree so far, children that have ended included."""
-    total = 0
-    for each in process_tree(pid):
-        try:
-            with open(f"/proc/{each}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        total += sum(int(fields[i]) for i in (11, 12, 13, 14))
-    return total / TICK
+    return sum(own_cpu_seconds(each) for each in process_tree(pid))
+
+
+def own_cpu_seconds(pid: int) -> float:
+    """User + system time of one process so far, and of children of its own that have ended; 0 when it has gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(int(fields[i]) for i in (11, 12, 13, 14)) / TICK
 
 
 def cpu_by_name(pid: int) -> dict[str, float]:

@@ -14,6 +14,7 @@ from bench.scenarios.multiplexed import Multiplexed
 from bench.scenarios.paced import Paced
 from bench.scenarios.perceived import Perceived
 from bench.scenarios.resumable import Resumable
+from bench.scenarios.scaling import Scaling
 from bench.scenarios.short import Short
 from bench.scenarios.slow_fifth import SlowFifth
 from bench.scenarios.stalled import Stalled
@@ -37,6 +38,7 @@ def all_scenarios() -> dict[str, Scenario]:
         Gateway(),
         Everything(),
         Resumable(),
+        Scaling(),
         Handshakes(),
         TlsPaced(),
         Multiplexed(),

@@ -39,6 +39,11 @@ CASES = [
     ("everything", "own", "rawstream-everything", "us_per_token"),
     ("everything", "own_first", "rawstream-everything", "added_p50_us"),
     ("many", "streams", "rawstream", "process_mib"),
+    ("resumable", "own", "rawstream-resumable", "us_per_token"),
+    ("resumable", "own", "rawstream-redis", "appended"),
+    ("resumable", "relay", "rawstream-gateway-resumable", "us_per_token"),
+    ("resumable", "relay", "rawstream-gateway-redis", "appended"),
+    ("scaling", "2", "rawstream", "even"),
 ]
 
 TLS_CASES = [
