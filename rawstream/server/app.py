@@ -35,6 +35,7 @@ from rawstream.server.exchange import Exchange, error_answer
 from rawstream.server.governor import Governor
 from rawstream.server.logs import StreamLog
 from rawstream.server.metrics import Metrics
+from rawstream.server.neighbours import Answer
 from rawstream.server.remote_sharing import Sharing
 from rawstream.server.resuming import Resuming
 from rawstream.server.router import Router, prepare
@@ -88,9 +89,20 @@ class App(Doors):
         self.chat.register(self.router)
         CompletionEndpoints(self.streams, source, self.resuming).register(self.router)
         UIChatEndpoints(self.streams, source, self.resuming).register(self.router)
-        CreditEndpoints(self.streams).register(self.router)
-        SignalEndpoints(self.streams).register(self.router)
-        StreamEndpoints(self.streams).register(self.router)
+        credit, signals, one = (
+            CreditEndpoints(self.streams),
+            SignalEndpoints(self.streams),
+            StreamEndpoints(self.streams),
+        )
+        for endpoints in (credit, signals, one):
+            endpoints.register(self.router)
+        self.answers: dict[str, Answer] = {
+            "state": one.state_here,
+            "stop": one.stop_here,
+            "credit": credit.credit_here,
+            "signal": signals.signal_here,
+        }
+        """What may be asked of a stream here, by siblings too."""
         operations = OperationsEndpoints(
             self.streams, ready=lambda: not self.draining, levels=self.levels, metrics=Metrics(self).text
         )

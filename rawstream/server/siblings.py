@@ -23,6 +23,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from rawstream.server.endpoints.operations import require_operator
 from rawstream.server.exchange import Exchange
 from rawstream.server.merging import Exposition, signed
+from rawstream.server.neighbours import KIND
 from rawstream.server.router import Router
 from rawstream.server.worker_link import Place
 
@@ -168,7 +169,7 @@ def bury(directory: Path, serial: int) -> None:
         left.add(text, ended=True)
     numbers = sorted({*_numbers(buried), serial})[-_KEPT:]
     _write(directory / _ENDED, f"#{' '.join(map(str, numbers))}\n{left.text()}")
-    for path in (own, directory / f"{serial}.sock"):
+    for path in (own, directory / f"{serial}.sock", directory / f"{serial}.{KIND}"):
         path.unlink(missing_ok=True)
 
 

@@ -47,6 +47,7 @@ from rawstream.server.generation import Generation
 from rawstream.server.generations import Generations
 from rawstream.server.ids import random_id
 from rawstream.server.log_stream import LogStream, Readable
+from rawstream.server.neighbours import Neighbours
 from rawstream.server.remote_sharing import MovesOn, Sharing
 from rawstream.server.spending import Spending, Tab
 from rawstream.server.stream import Stream
@@ -91,6 +92,8 @@ class Streams:
         self.generations = Generations(settings)
         self.sharing: Sharing | None = None
         """Where generations are shared with other processes."""
+        self.neighbours: Neighbours | None = None
+        """Other workers, who answer for the streams that are theirs."""
         self._live: dict[int, Stream] = {}
         self._by_id: dict[str, Stream] = {}
         self.stopping: ServerShutdown | None = None

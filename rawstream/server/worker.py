@@ -15,6 +15,7 @@ from typing import Final
 from rawstream.server.app import App
 from rawstream.server.balance import Balance, Counts
 from rawstream.server.metrics import Metrics
+from rawstream.server.neighbours import Neighbours
 from rawstream.server.siblings import Siblings
 from rawstream.server.worker_link import Place, WorkerLink, take_over
 
@@ -36,6 +37,7 @@ class Worker:
 
         self._siblings = Siblings(place, text)
         self._siblings.register(app.router, app.operator_router)
+        self._neighbours = app.streams.neighbours = Neighbours(place.path, place.serial, app.answers)
         self._link: WorkerLink | None = None
         self._retiring = False
         self._orphaned = False
@@ -60,6 +62,7 @@ class Worker:
         app.balance = Balance(Counts(place.path / "counts"), place.slot)
         app.admin_sockets = take_over(place.admin)
         await self._siblings.start()
+        await self._neighbours.start()
         self._link = await WorkerLink.open(place.link, retire=retire, orphaned=orphan)
 
     def ready(self) -> None:
@@ -79,6 +82,7 @@ class Worker:
         """After the app has closed. Idempotent."""
         if self._link is not None:
             self._link.close()
+        await self._neighbours.aclose()
         await self._siblings.aclose()
         if self._orphaned:
             shutil.rmtree(self._place.path, ignore_errors=True)

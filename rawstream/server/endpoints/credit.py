@@ -13,6 +13,7 @@ import msgspec
 from rawstream.errors import BadRequest
 from rawstream.server.endpoints.streams import own_stream
 from rawstream.server.exchange import Exchange
+from rawstream.server.neighbours import Question, Reply, answer_anywhere
 from rawstream.server.router import Router
 from rawstream.server.stream import Stream
 from rawstream.server.streams import Streams
@@ -36,12 +37,17 @@ class CreditEndpoints:
 
     async def credit(self, exchange: Exchange) -> None:
         """204: noted. 404: the stream does not run (any more); 409: it was not asked for with ``?credit=N``."""
+        await answer_anywhere(exchange, "credit", self.credit_here, self.streams.neighbours)
+        await exchange.respond(204, ())
+
+    def credit_here(self, asked: Question) -> Reply:
+        """Note it."""
         try:
-            body = msgspec.json.decode(exchange.content, type=Consumed)
+            body = msgspec.json.decode(asked.content, type=Consumed)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(f'the body must be {{"consumed": tokens}}: {error}') from None
-        stream = own_stream(self.streams, exchange)
+        stream = own_stream(self.streams, asked)
         if not isinstance(stream, Stream) or stream.credit is None:
             raise BadRequest("this stream was not asked for with ?credit=N", status=409, code="no_credit")
         stream.credit.grant(body.consumed, stream.meter.tokens)
-        await exchange.respond(204, ())
+        return Reply(204)

@@ -13,6 +13,7 @@ from rawstream.errors import BadRequest
 from rawstream.flow.signals import MOST_UNREAD, leave
 from rawstream.server.endpoints.streams import own_stream
 from rawstream.server.exchange import Exchange
+from rawstream.server.neighbours import Question, Reply, answer_anywhere
 from rawstream.server.router import Router
 from rawstream.server.streams import Streams
 from rawstream.wire.json_body import decode_value
@@ -35,21 +36,34 @@ class SignalEndpoints:
         413: it is longer than 64 KiB; 429: 64 wait already.
         """
         value = decode_value(exchange.content)
-        sharing, generations = self.streams.sharing, self.streams.generations
-        stream_id, user = exchange.param("id"), None if exchange.user is None else exchange.user.name
-        stream = self.streams.find(stream_id)
-        here = sharing is None or generations.find(stream_id, user) is not None
-        if here or (stream is not None and stream.generation is None):
-            said = leave(own_stream(self.streams, exchange).mailbox, value)
-        else:
-            assert sharing is not None
-            said = await sharing.signal(stream_id, user, value) or "ended"
-        if said == "ended":
-            raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
-        if said == "none":
-            raise BadRequest("this stream's source takes no signals", status=409, code="no_signals")
-        if said == "full":
-            raise BadRequest(
-                f"{MOST_UNREAD} signals wait for this stream's source already", status=429, code="too_many_signals"
-            )
-        await exchange.respond_json(b'{"status": "signalled"}', 202)
+        streams = self.streams
+        try:
+            reply = await answer_anywhere(exchange, "signal", self.signal_here, streams.neighbours)
+        except BadRequest as missing:
+            sharing, stream_id = streams.sharing, exchange.param("id")
+            user = None if exchange.user is None else exchange.user.name
+            if (
+                missing.code != "no_such_stream"
+                or sharing is None
+                or streams.generations.find(stream_id, user) is not None
+            ):
+                raise
+            reply = _told(await sharing.signal(stream_id, user, value) or "ended")
+        await exchange.respond_json(reply.body, reply.status)
+
+    def signal_here(self, asked: Question) -> Reply:
+        """Leave it for its source."""
+        return _told(leave(own_stream(self.streams, asked).mailbox, decode_value(asked.content)))
+
+
+def _told(said: str) -> Reply:
+    """What became of a signal. Raises BadRequest."""
+    if said == "ended":
+        raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
+    if said == "none":
+        raise BadRequest("this stream's source takes no signals", status=409, code="no_signals")
+    if said == "full":
+        raise BadRequest(
+            f"{MOST_UNREAD} signals wait for this stream's source already", status=429, code="too_many_signals"
+        )
+    return Reply(202, b'{"status": "signalled"}')

@@ -12,19 +12,19 @@ import msgspec
 from rawstream.errors import BadRequest
 from rawstream.server.exchange import Exchange
 from rawstream.server.generation import Generation
+from rawstream.server.neighbours import Question, Reply, answer_anywhere
 from rawstream.server.router import Router
 from rawstream.server.stream import Stream
 from rawstream.server.streams import Streams
 
 
-def own_stream(streams: Streams, exchange: Exchange) -> Stream | Generation:
-    """The stream that the path names, or the generation that nobody reads now.
+def own_stream(streams: Streams, asked: Question) -> Stream | Generation:
+    """The stream that is asked about, or the generation that nobody reads now.
 
-    Raises BadRequest (404): it does not run (any more), or it is another user's.
+    Raises BadRequest (404): it does not run here (any more), or it is another user's.
     """
-    stream = streams.find(exchange.param("id")) or streams.generations.running_one(exchange.param("id"))
-    user = exchange.user
-    if stream is None or stream.user != (None if user is None else user.name):
+    stream = streams.find(asked.stream) or streams.generations.running_one(asked.stream)
+    if stream is None or stream.user != asked.user:
         raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
     return stream
 
@@ -41,16 +41,29 @@ class StreamEndpoints:
 
     async def stream(self, exchange: Exchange) -> None:
         """One stream's state, for whoever has its (secret) id."""
-        stream = own_stream(self.streams, exchange)
-        await exchange.respond_json(msgspec.json.encode(stream.snapshot(monotonic())))
+        reply = await answer_anywhere(exchange, "state", self.state_here, self.streams.neighbours)
+        await exchange.respond_json(reply.body, reply.status)
+
+    def state_here(self, asked: Question) -> Reply:
+        """Its state."""
+        return Reply(200, msgspec.json.encode(own_stream(self.streams, asked).snapshot(monotonic())))
 
     async def stop(self, exchange: Exchange) -> None:
         """Stop a stream for everybody. 202: it is being stopped; 404: it does not run (any more)."""
-        sharing, stream_id = self.streams.sharing, exchange.param("id")
+        streams, sharing, stream_id = self.streams, self.streams.sharing, exchange.param("id")
         try:
-            self.streams.stop(own_stream(self.streams, exchange).id)
+            reply = await answer_anywhere(exchange, "stop", self.stop_here, streams.neighbours)
         except BadRequest:
             user = None if exchange.user is None else exchange.user.name
             if sharing is None or not await sharing.stop(stream_id, user):
                 raise
-        await exchange.respond_json(b'{"status": "stopping"}', 202)
+            reply = STOPPING
+        await exchange.respond_json(reply.body, reply.status)
+
+    def stop_here(self, asked: Question) -> Reply:
+        """Stop it."""
+        self.streams.stop(own_stream(self.streams, asked).id)
+        return STOPPING
+
+
+STOPPING = Reply(202, b'{"status": "stopping"}')
