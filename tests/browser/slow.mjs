@@ -52,7 +52,7 @@ async function held(browser, credit) {
     const still = now.made === before.made && now.consumed === before.consumed;
     before = now;
     return still;
-  }, "the source stands still", 30_000);
+  }, "the source stands still", 120_000);
   const steps = [];
   if (credit) {
     for (let step = 0; step < 5; step += 1) {
