@@ -296,9 +296,11 @@ class Publisher:
             ended, self._ended = self._ended, []
             await self._store.touch(ended, self._settings.replay_keep)
         old = [one for one in self._published.values() if one.announced and now + self.keep / 2 > one.kept_until]
-        for one in old:
-            await self._store.touch(one.keys, self.keep)
-            one.kept_until = now + self.keep
+        while old:
+            some, old = old[:_MOST_BATCHES], old[_MOST_BATCHES:]
+            await self._store.touch([key for one in some for key in one.keys], self.keep)
+            for one in some:
+                one.kept_until = now + self.keep
 
     def retry(self) -> None:
         """Redis is back: look at all of them."""

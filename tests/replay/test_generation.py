@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from rawstream.errors import ClientDisconnected, SourceError, UpstreamFailed
 from rawstream.model import Headers, Outcome, Request, SourceItem, Token, TokenItem
 from rawstream.replay.log import FellBehind
+from rawstream.replay.redis_store import Store, log_key, stream_key
 from rawstream.server.generation import Generation
 from rawstream.server.generations import EventId, Generations
 from rawstream.server.leaving import CANCEL, OnDisconnect
 from rawstream.server.log_stream import LogStream
+from rawstream.server.remote_owner import Publisher
 from rawstream.settings import Settings
 from tests.support.flow import turns
 
@@ -314,3 +316,26 @@ def test_event_ids_are_read_strictly() -> None:
     assert end.number is None
     for foreign in ("", "7", "abc.1", "a" * 32, "a" * 32 + ".-1", "a" * 65 + ".end", "a" * 32 + ".1\n", "é" * 9 + ".1"):
         assert EventId.parse(foreign) is None
+
+
+async def test_a_hundred_that_are_silent_are_kept_with_two_commands() -> None:
+    """What keeps them alive in Redis is part of each renewal of the lease, and must not hold it up."""
+
+    class Kept(Store):
+        def __init__(self) -> None:
+            self.touched: list[list[str]] = []
+
+        async def touch(self, keys: Iterable[str], ttl: float) -> None:
+            self.touched.append(list(keys))
+
+    store = Kept()
+    publisher = Publisher("here", Settings(), store)
+    generations = [Bench(CANCEL, count=0).generation for _ in range(100)]
+    for generation in generations:
+        publisher.add(generation, None, None, "fence")
+    await publisher.refresh()
+    await publisher.refresh()
+    assert len(store.touched) == 2
+    assert {key for keys in store.touched for key in keys} == {
+        key(generation.id) for generation in generations for key in (stream_key, log_key)
+    }
