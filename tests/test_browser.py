@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.browser import counted
-from tests.support.server import ROOT, ServerProcess
+from tests.support.program import ROOT
+from tests.support.server import ServerProcess
 from tests.support.tools import require_tool
 from tests.test_javascript import node, packages
 

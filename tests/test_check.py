@@ -17,7 +17,7 @@ import pytest
 
 from rawstream.limits.users import new_key
 from tests.sources.fake_upstream import FakeUpstream, Script, answering, answering_and_waiting
-from tests.support.server import ROOT, command
+from tests.support.program import ROOT, command
 from tests.support.tools import require_tool
 
 KEY = "sk-check-0123456789"

@@ -18,7 +18,8 @@ import pytest
 
 from rawstream.cli.chat import endpoint
 from tests.support import raw
-from tests.support.server import ROOT, ServerProcess, command
+from tests.support.program import ROOT, command
+from tests.support.server import ServerProcess
 from tests.support.waiting import eventually
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.npm import installed
-from tests.support.server import ROOT, ServerProcess
+from tests.support.program import ROOT
+from tests.support.server import ServerProcess
 from tests.support.tools import missing, require_tool
 
 pytestmark = pytest.mark.real

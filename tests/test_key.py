@@ -13,7 +13,7 @@ import pytest
 from rawstream import config
 from rawstream.limits.users import Users, hashed
 from rawstream.settings import UserSettings
-from tests.support.server import ROOT, command
+from tests.support.program import ROOT, command
 
 
 def key(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -30,7 +30,8 @@ from rawstream.server.totals import ENDED_BY
 from rawstream.settings import FIELDS, Settings
 from rawstream.sources.loading import load_source
 from rawstream.sources.mock import MockOptions
-from tests.support.server import ROOT, ServerProcess
+from tests.support.program import ROOT
+from tests.support.server import ServerProcess
 from tests.support.tools import missing, require_module, require_tool
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -19,7 +19,8 @@ from rawstream import config as configuration
 from rawstream.settings import Settings
 from rawstream.systemd import ServiceManager, handed_over
 from tests.support import raw
-from tests.support.server import ServerProcess, command
+from tests.support.program import command
+from tests.support.server import ServerProcess
 from tests.support.tools import require_tool
 from tests.test_readme import README, section
 

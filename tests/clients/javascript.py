@@ -19,7 +19,8 @@ import pytest
 
 from tests.support.chaos import ChaosProcess
 from tests.support.npm import installed
-from tests.support.server import ROOT, ServerProcess
+from tests.support.program import ROOT
+from tests.support.server import ServerProcess
 from tests.support.tools import missing, require_tool
 from tests.support.waiting import eventually
 

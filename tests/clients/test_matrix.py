@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients import matrix
-from tests.support.server import ROOT
+from tests.support.program import ROOT
 
 HERE = Path(__file__).parent
 NODE = ("test_node_clients.py", "test_browser_clients.py")

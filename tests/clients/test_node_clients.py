@@ -13,7 +13,8 @@ from tests.clients.conftest import Tell
 from tests.clients.javascript import CASES, Scripts, pinned, scripts, seen_in, shared_gateway, words
 from tests.clients.judging import Client
 from tests.clients.matrix import COLUMNS, cells
-from tests.support.server import ROOT, ServerProcess
+from tests.support.program import ROOT
+from tests.support.server import ServerProcess
 
 __all__ = ["scripts", "shared_gateway"]
 

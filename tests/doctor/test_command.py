@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.fronts import free_port
-from tests.support.server import ROOT, ServerProcess, command
+from tests.support.program import ROOT, command
+from tests.support.server import ServerProcess
 
 
 def environ(**extra: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import json
 
 from tests.faults.table import expected, markdown, recorded
 from tests.faults.truths import FAULTS
-from tests.support.server import ROOT
+from tests.support.program import ROOT
 
 
 def test_the_readme_has_the_table_that_the_tests_demand() -> None:

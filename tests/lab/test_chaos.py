@@ -21,7 +21,7 @@ from rawstream.lab.chaos_models import MODELS, read_model
 from rawstream.wire.sse import Parser
 from tests.support import raw
 from tests.support.chaos import ChaosProcess
-from tests.support.server import command
+from tests.support.program import command
 from tests.support.tools import require_tool
 
 # --- what a name means ------------------------------------------------------------------------------------------

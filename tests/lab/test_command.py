@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from rawstream.lab.experiments import EXPERIMENTS, size
-from tests.support.server import ROOT, command
+from tests.support.program import ROOT, command
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what the kernel holds")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}

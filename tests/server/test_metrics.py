@@ -29,8 +29,9 @@ from rawstream.sources.mock import MockSource
 from rawstream.sources.router import RoutedSource
 from tests.support import raw
 from tests.support.flow import Served, post, serving, until
+from tests.support.program import ROOT
 from tests.support.raw import ENDLESS, Client, chat
-from tests.support.server import ROOT, ServerProcess
+from tests.support.server import ServerProcess
 from tests.support.tools import require_tool
 from tests.support.waiting import eventually
 

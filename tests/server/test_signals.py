@@ -25,7 +25,8 @@ from rawstream.sources.router import RoutedSource
 from tests.sources.fake_upstream import HEAD, FakeUpstream, answering_and_waiting, chunk, delta
 from tests.support import raw
 from tests.support.flow import PATIENCE, Client, Served, post, serving, turns, until
-from tests.support.server import ROOT, ServerProcess
+from tests.support.program import ROOT
+from tests.support.server import ServerProcess
 from tests.test_readme import example
 
 Items = AsyncGenerator[str, None]

@@ -35,7 +35,8 @@ from tests.sources.fake_upstream import (
 from tests.support import raw
 from tests.support.chaos import ChaosProcess
 from tests.support.collector import Collector
-from tests.support.server import ROOT, ServerProcess
+from tests.support.program import ROOT
+from tests.support.server import ServerProcess
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"

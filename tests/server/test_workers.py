@@ -233,7 +233,7 @@ def test_when_the_supervisor_is_killed_the_workers_end_by_themselves() -> None:
         server.wait()
         server.assert_no_traceback()
     finally:
-        server._bury()
+        server.bury()
 
 
 def directory_of(pid: int) -> Path:

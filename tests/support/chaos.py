@@ -6,23 +6,20 @@ Rule 2: what it saw of its clients is asked of it (``/chaos/state``), with a dea
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from rawstream.lab.chaos_models import MODELS
 from tests.support import raw
-from tests.support.server import ROOT, command
+from tests.support.program import Program
 from tests.support.waiting import eventually
 
 _LISTENING = "rawstream chaos listening on "
 
 
-class ChaosProcess:
+class ChaosProcess(Program):
     """A running ``rawstream chaos``. Use with ``with``; leaving the block ends it and asserts a clean end."""
 
     models = tuple(MODELS)
@@ -30,20 +27,7 @@ class ChaosProcess:
 
     def __init__(self, *flags: str, port: int = 0) -> None:
         """``flags`` go to ``rawstream chaos``; with ``--tls`` its TLS side is at ``tls_url``."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAWSTREAM_")}
-        self.process = subprocess.Popen(
-            [*command(), "chaos", "--port", str(port), *flags],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL,
-            env={**clean, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-            text=True,
-        )
-        self.lines: list[str] = []
-        self._news = threading.Condition()
-        self._ended = False
-        self._reader = threading.Thread(target=self._collect, name="chaos stderr", daemon=True)
-        self._reader.start()
+        super().__init__("chaos", "--port", str(port), *flags)
         self.url = ""
         """The base URL, up to and with /v1."""
         self.tls_url = ""
@@ -51,27 +35,15 @@ class ChaosProcess:
         try:
             self._wait_until_listening()
         except BaseException:
-            self._bury()
+            self.bury()
             raise
 
     def _wait_until_listening(self) -> None:
-        with self._news:
-            self._news.wait_for(lambda: self._ended or any("listening on http:" in line for line in self.lines), 20)
-            said = [line.removeprefix(_LISTENING) for line in self.lines if line.startswith(_LISTENING)]
-            assert said, "it does not listen:\n" + "\n".join(self.lines)
+        self.wait_line(lambda line: line.startswith(f"{_LISTENING}http:"), within=20)
+        said = [line.removeprefix(_LISTENING) for line in self.lines if line.startswith(_LISTENING)]
         self.url = said[-1]
         self.tls_url = said[0] if said[0].startswith("https:") else ""
         self.port = int(self.url.split(":")[2].partition("/")[0])
-
-    def _collect(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._news:
-                self.lines.append(line.rstrip("\n"))
-                self._news.notify_all()
-        with self._news:
-            self._ended = True
-            self._news.notify_all()
 
     def __enter__(self) -> ChaosProcess:
         return self
@@ -85,28 +57,11 @@ class ChaosProcess:
                 code = self.process.wait(10)
                 if kind is None:
                     assert code == 0, f"exit code {code}:\n{self.stderr[-3000:]}"
-            self._reader.join(10)
+            self.said_all()
             if kind is None:
                 assert "Traceback" not in self.stderr, self.stderr[-3000:]
         finally:
-            self._bury()
-
-    def _bury(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(10)
-        self._reader.join(10)
-        if self.process.stderr is not None:
-            self.process.stderr.close()
-
-    @property
-    def stderr(self) -> str:
-        with self._news:
-            return "\n".join(self.lines)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
+            self.bury()
 
     def state(self) -> dict[str, Any]:
         """``GET /chaos/state``; the asking connection counts in it."""

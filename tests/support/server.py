@@ -9,33 +9,23 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shlex
 import signal
 import ssl
 import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tests.support import raw
+from tests.support.program import Program
 from tests.support.waiting import eventually
 
-ROOT = Path(__file__).resolve().parents[2]
 _LISTENING = "rawstream listening on "
 _ADMIN = "rawstream admin on "
 
 
-def command() -> list[str]:
-    """The ``rawstream`` command: this source tree's, or what RAWSTREAM_COMMAND says (an installed one)."""
-    given = os.environ.get("RAWSTREAM_COMMAND")
-    return shlex.split(given) if given else [sys.executable, "-c", "from rawstream.cli import main; main()"]
-
-
-class ServerProcess:
+class ServerProcess(Program):
     """A running server. Use with ``with``; leaving the block ends it and asserts that nothing went wrong."""
 
     def __init__(
@@ -53,27 +43,13 @@ class ServerProcess:
         """
         self.flags = flags
         self.tls = tls
-        self.lines: list[str] = []
-        self._news = threading.Condition()
-        self._ended = False
         flags = ("--port", "0", *flags) if not {"--port", "--uds"} & set(flags) else flags
 
         def limit() -> None:
             if descriptors is not None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAWSTREAM_")}
-        self.process = subprocess.Popen(
-            [*command(), "serve", "--log-format", log_format, *flags],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL,
-            env={**clean, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
-            preexec_fn=limit,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._collect, name="stderr", daemon=True)
-        self._reader.start()
+        super().__init__("serve", "--log-format", log_format, *flags, env=env, before=limit)
         self.url = ""
         self.port = 0
         self.admin_port: int | None = None
@@ -83,7 +59,7 @@ class ServerProcess:
             try:
                 self._wait_until_listening()
             except BaseException:
-                self._bury()
+                self.bury()
                 raise
 
     def _wait_until_listening(self) -> None:
@@ -111,15 +87,7 @@ class ServerProcess:
             if kind is None:
                 self.assert_no_traceback()
         finally:
-            self._bury()
-
-    def _bury(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(10)
-        self._reader.join(10)
-        if self.process.stderr is not None:
-            self.process.stderr.close()
+            self.bury()
 
     # --- talking to it ---------------------------------------------------------------------------------------
 
@@ -133,36 +101,6 @@ class ServerProcess:
             return client.ask(data, within=within)
 
     # --- what it says ----------------------------------------------------------------------------------------
-
-    def _collect(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._news:
-                self.lines.append(line.rstrip("\n"))
-                self._news.notify_all()
-        with self._news:
-            self._ended = True
-            self._news.notify_all()
-
-    @property
-    def stderr(self) -> str:
-        with self._news:
-            return "\n".join(self.lines)
-
-    def wait_line(self, wanted: Callable[[str], bool], *, within: float = 5.0) -> str:
-        """The first line on stderr that is wanted."""
-        until = time.monotonic() + within
-        at = 0
-        with self._news:
-            while True:
-                for line in self.lines[at:]:
-                    if wanted(line):
-                        return line
-                at = len(self.lines)
-                left = until - time.monotonic()
-                if left <= 0 or self._ended:
-                    raise AssertionError("no such line on stderr:\n" + "\n".join(self.lines[-40:]))
-                self._news.wait(left)
 
     def logs(self) -> list[dict[str, Any]]:
         """The JSON log lines so far."""
@@ -189,10 +127,6 @@ class ServerProcess:
             assert mark not in self.stderr, f"{mark} on stderr:\n{self.stderr[-4000:]}"
 
     # --- what it holds ---------------------------------------------------------------------------------------
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
 
     def fds(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
@@ -251,7 +185,7 @@ class ServerProcess:
             code = self.process.wait(within)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {within:g} s:\n{self.stderr[-2000:]}") from None
-        self._reader.join(within)
+        self.said_all(within)
         return code
 
     def stop(self, *, within: float = 10.0) -> int:
