@@ -1,6 +1,6 @@
 """What is kept in Redis of a generation that several processes share, and the scripts that keep it in order.
 
-``rawstream:stream:<id>``      a hash: owner, fence, state, user, dialect, …
+``rawstream:stream:<id>``      a hash: owner, fence, state, user, dialect, path, and whether its end was seen
 ``rawstream:log:<id>``         a stream: the generation's frames, in batches, and its end
 ``rawstream:chat:<digest>``    which generation answers a user's chat
 ``rawstream:key:<digest>``     which generation an ``Idempotency-Key`` began
@@ -119,6 +119,9 @@ local owner = redis.call('HGET', KEYS[1], 'owner')
 return {about, owner and redis.call('EXISTS', 'rawstream:process:' .. owner) or 0}
 """
 """KEYS: stream. Answers its fields and values, and whether its owner lives."""
+
+SEEN: Final = "if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'seen', '1') end"
+"""KEYS: stream."""
 
 LEADS: Final = "return redis.call('GET', KEYS[1])"
 """KEYS: chat or key. Answers what it stands for."""

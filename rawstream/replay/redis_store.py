@@ -134,6 +134,8 @@ class About(NamedTuple):
     user: str | None
     dialect: str
     path: str
+    seen: bool = False
+    """Was somebody told how it ended?"""
 
 
 class Page(NamedTuple):
@@ -194,6 +196,7 @@ class Store:
         self._publish = link.script(scripts.PUBLISH)
         self._fetch = link.script(scripts.FETCH)
         self._find = link.script(scripts.FIND)
+        self._seen = link.script(scripts.SEEN)
         self._leads = link.script(scripts.LEADS)
         self._seal = link.script(scripts.SEAL)
         self._send = link.script(scripts.SEND)
@@ -261,7 +264,12 @@ class Store:
             user[1:] if user else None,
             about["dialect"],
             about["path"],
+            "seen" in about,
         )
+
+    async def saw(self, stream: str) -> None:
+        """Somebody was told how it ended."""
+        await asyncio.shield(self._seen([stream_key(stream)], []))
 
     async def leads_to(self, key: str) -> tuple[str, bytes] | None:
         """The generation that a chat's key or an ``Idempotency-Key``'s stands for, and the digest kept with it."""

@@ -248,6 +248,12 @@ class Generations:
             return None
         return kept.generation
 
+    def saw(self, stream: str) -> None:
+        """Somebody was told elsewhere how it ended."""
+        kept = self._kept.get(stream)
+        if kept is not None:
+            kept.generation.seen = True
+
     @asynccontextmanager
     async def one_at_a_time(self, key: Key | None) -> Any:
         """Where two ask with the same ``Idempotency-Key`` at once, the second waits until the first has begun."""

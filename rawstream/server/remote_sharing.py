@@ -27,10 +27,12 @@ from rawstream.server.exchange import Exchange
 from rawstream.server.generation import Generation
 from rawstream.server.generations import Generations
 from rawstream.server.ids import random_id
+from rawstream.server.log_stream import Readable
 from rawstream.server.remote import RemoteGeneration
 from rawstream.server.remote_hub import Hub, complain
 from rawstream.server.remote_owner import AwayReader, Publisher, new_fence
 from rawstream.settings import Settings
+from rawstream.wire.ui_messages import UIMessages
 
 log = logging.getLogger("rawstream")
 
@@ -96,6 +98,7 @@ class Sharing:
         self._asked: dict[str, asyncio.Future[str]] = {}
         """Signals that were sent, until it is known what became of them."""
         self._publishing: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
         self.degraded = 0
         """Answers that were begun while Redis did not answer: nobody finds them elsewhere until it does."""
 
@@ -134,6 +137,8 @@ class Sharing:
     async def aclose(self) -> None:
         """Publish what is left, and say good-bye."""
         await self.settled(self._settings.flush_timeout)
+        if self._telling:
+            await asyncio.wait(self._telling)
         if self._publishing is not None:
             self._publishing.cancel()
             await asyncio.wait([self._publishing])
@@ -199,13 +204,30 @@ class Sharing:
         return None if about is None else RemoteGeneration(about, self._settings, self.store, self.hub)
 
     async def of_chat(self, chat: str, user: str | None) -> RemoteGeneration | None:
-        """The latest answer in a chat, while it runs. Raises StoreGone."""
+        """The latest answer in a chat, unless it has ended and somebody saw that. Raises StoreGone."""
         with self._reaching():
             leads = await self.store.leads_to(chat_key(user, chat))
-        if leads is None:
-            return None
+        if leads is None or self._generations.find(leads[0], user) is not None:
+            return None  # what is kept here was looked at
         found = await self.find(leads[0], user)
-        return None if found is None or not found.about.running else found
+        return None if found is None or (not found.about.running and found.about.seen) else found
+
+    def saw(self, generation: Readable) -> None:
+        """Somebody was told how it ended. If it is a chat's, nobody who comes to that is told again, wherever."""
+        if isinstance(generation, RemoteGeneration):
+            if generation.about.dialect != UIMessages.name:
+                return
+            self.hub.tell(generation.about.owner, Message("seen", generation.id))
+        elif not (isinstance(generation, Generation) and generation.dialect.name == UIMessages.name):
+            return
+        telling = asyncio.get_running_loop().create_task(self._saw(generation.id), name="redis seen")
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+
+    async def _saw(self, stream: str) -> None:
+        if self.available:
+            with contextlib.suppress(RedisGone):  # then it is shown once more
+                await self.store.saw(stream)
 
     async def after(self, stream: str, event: int, user: str | None) -> tuple[RemoteGeneration, int]:
         """Where a reader goes on that has seen that event. Raises FellBehind (410), StoreGone."""
@@ -269,6 +291,9 @@ class Sharing:
             answer = self._asked.get(said.name)
             if answer is not None and not answer.done():
                 answer.set_result(said.value)
+            return
+        if said.kind == "seen":
+            self._generations.saw(said.stream)
             return
         generation = self._generations.running_one(said.stream)
         if said.kind == "signal":

@@ -320,6 +320,8 @@ class Streams:
                 outcome = generation.outcome  # stopped, or out of budget: the answer's end said so
             if error is None or error is generation.log.failure:
                 generation.seen = True
+                if self.sharing is not None:
+                    self.sharing.saw(generation)
         made = meter.tokens
         if isinstance(generation, Generation):
             made = min(made, generation.meter.tokens)  # it reads events, of which not each is a token

@@ -151,6 +151,33 @@ async def test_a_key_that_two_processes_get_at_once_begins_one_answer(fleet: Fle
     assert fleet.generations("opened") == 20
 
 
+async def test_a_chat_that_was_away_at_the_end_gets_it_anywhere_and_once(fleet: Fleet) -> None:
+    """The page comes back after the answer's end, to another process: it gets all of it. After that nobody does."""
+    here, there = fleet.grow(2)
+    messages = [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "a"}]}]
+    mock = {"tokens": 30, "tokens_per_second": 50}
+    whole = "".join(await (await ask(there.port, "/chat", {"prompt": "a", "mock": mock})).tokens())
+    for number, (first, second) in enumerate(((there, here), (here, there))):
+        chat = f"chat-{number}"
+        answer = await ask(here.port, "/api/chat", {"id": chat, "messages": messages, "mock": mock})
+        await answer.events(3)
+        answer.cut()
+        await asyncio.to_thread(fleet.running_nothing)  # while it waits our loop closes the connection
+        async with await ask(first.port, f"/api/chat/{chat}/stream") as back:
+            events = [event.json() for event in await back.events() if event.data != "[DONE]"]
+        assert "".join(event["delta"] for event in events if event["type"] == "text-delta") == whole
+        assert events[-1]["type"] == "finish"
+        for server in (second, first):
+
+            async def gone(port: int = server.port, chat: str = chat) -> bool:
+                async with await ask(port, f"/api/chat/{chat}/stream") as reply:
+                    return reply.status == 204
+
+            async with asyncio.timeout(10):
+                while not await gone():
+                    pass
+
+
 async def test_a_stop_at_another_process_ends_it_within_milliseconds(fleet: Fleet, record_property: Record) -> None:
     here, there = fleet.grow(2)
     took: list[float] = []
