@@ -220,7 +220,9 @@ def test_a_stalled_streams_window_runs_dry_and_the_others_go_on(windows: dict[st
     assert (first["window"], first["level"], first["source"]) == (0, 0, "stopped")
     assert first["tokens"] == stopped["streams"][0]["tokens"] > 0
     assert all(one["window"] > 0 and one["source"] != "closed" for one in others)
-    assert all(one["tokens"] > before["tokens"] + 50 for one, before in zip(others, stopped["streams"][1:], strict=True))
+    assert all(
+        one["tokens"] > before["tokens"] + 50 for one, before in zip(others, stopped["streams"][1:], strict=True)
+    )
     assert later["status"].startswith("Stream 1: not read, no window left, and its source has stopped.")
     assert windows["resumed"]["streams"][0]["window"] > 0
     assert windows["focused"] == "Stall stream 1"

@@ -172,7 +172,8 @@ def socket_for(app: App, rcvbuf: int = 0) -> socket.socket:
         if os.name == "posix" and hasattr(socket, "SO_PEERCRED"):
             sock.bind(b"")  # Linux gives it a name of its own, by which the server's end can be told
     else:
-        sock = socket.socket(app.sockets[0].family, socket.SOCK_STREAM)
+        family = app.sockets[0].family if app.sockets else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
     if rcvbuf:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
     with suppress(OSError):
@@ -182,9 +183,11 @@ def socket_for(app: App, rcvbuf: int = 0) -> socket.socket:
 
 
 def address_of(app: App) -> Any:
-    """Where the server listens, as somebody on this machine reaches it."""
+    """Where the server listens, as somebody on this machine reaches it. Raises ConnectionError: it does no more."""
     if app.settings.uds is not None:
         return app.settings.uds
+    if not app.sockets:
+        raise ConnectionError("the server accepts no more connections")
     address = app.sockets[0].getsockname()
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
     return (host, *address[1:])

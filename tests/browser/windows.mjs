@@ -33,7 +33,7 @@ await withBrowser({}, async (browser) => {
   const result = { problems };
 
   result.idle = await look();
-  await page.evaluate(() => document.getElementById("windows").scrollIntoView());
+  await page.evaluate(() => document.getElementById("windows").scrollIntoView({ behavior: "instant" }));
   await page.focus("#windows-start");
   await page.keyboard.press("Enter");
   result.begun = await when("all streams have tokens", (seen) => seen.streams.every((one) => one.tokens > 0));

@@ -141,8 +141,9 @@ class Tank {
   #name(number) {
     put(this.title, `stream ${number}`);
     const text = !this.#wants() ? "Stall" : this.#stream.source === "closed" ? "Ask anew" : "Read";
+    const label = text === "Ask anew" ? `Ask anew for stream ${number}` : `${text} stream ${number}`;
     put(this.button, text);
-    this.button.setAttribute("aria-label", `${text} stream ${number}`);
+    if (this.button.getAttribute("aria-label") !== label) this.button.setAttribute("aria-label", label);
   }
 
   able(runs) {
@@ -155,7 +156,7 @@ class Tank {
     const left = Math.max(0, stream.window ?? 0);
     this.element.dataset.source = stream.source;
     this.element.classList.toggle("stalled", !stream.read);
-    this.element.classList.toggle("empty", stream.window !== null && left === 0);
+    this.element.classList.toggle("dry", stream.window !== null && left === 0);
     this.level.style.setProperty("--level", left / stream.granted);
     this.#figure("window", stream.window, bytesText(stream.window));
     this.#figure("tokens", stream.tokens, count(stream.tokens));
