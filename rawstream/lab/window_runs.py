@@ -147,9 +147,10 @@ class WindowRun:
         """The server's end."""
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[str] | None = None
-        self._timers: list[asyncio.TimerHandle] = []
+        self._end: asyncio.TimerHandle | None = None
         self._watchers = 0
         self._unwatched: asyncio.TimerHandle | None = None
+        """Ends it; runs while nobody watches."""
         self._sampled: tuple[float, dict[str, Any]] | None = None
 
     # --- its life --------------------------------------------------------------------------------------------
@@ -173,7 +174,8 @@ class WindowRun:
                 self._client.read(slot.answer, False)
             self._slots.append(slot)
         loop = asyncio.get_running_loop()
-        self._timers.append(loop.call_later(self.spec.seconds, self.close, "its time is over"))
+        self._end = loop.call_later(self.spec.seconds, self.close, "its time is over")
+        self._wait_for_a_watcher()
 
     async def _connect(self) -> Http2Connection:
         """The server's end of it. Raises OSError."""
@@ -224,9 +226,15 @@ class WindowRun:
             yield
         finally:
             self._watchers -= 1
-            if not self._watchers and self.over_at is None:
-                loop = asyncio.get_running_loop()
-                self._unwatched = loop.call_later(ABANDONED, self.close, "nobody watches any more")
+            self._wait_for_a_watcher()
+
+    def _wait_for_a_watcher(self) -> None:
+        """A while, and no longer: whoever started it may have gone before the answer came."""
+        if self._watchers or self.over_at is not None:
+            return
+        if self._unwatched is not None:
+            self._unwatched.cancel()
+        self._unwatched = asyncio.get_running_loop().call_later(ABANDONED, self.close, "nobody watches any more")
 
     def close(self, why: str = "it was stopped") -> None:
         """End it now. Idempotent."""
@@ -236,7 +244,7 @@ class WindowRun:
         self.sample()
         self.over_at = monotonic()
         self.ended = why
-        for timer in (*self._timers, self._unwatched):
+        for timer in (self._end, self._unwatched):
             if timer is not None:
                 timer.cancel()
         if self._task is not None:
@@ -292,7 +300,8 @@ class WindowRun:
         return {"id": self.id, "streams": self.spec.streams, "seconds": self.spec.seconds}
 
     def state(self) -> dict[str, Any]:
-        """The answer to ``GET /lab/windows/{id}``."""
+        """The answer to ``GET /lab/windows/{id}``. Who asks again and again watches, too."""
+        self._wait_for_a_watcher()
         over = self.over_at is not None
         return {
             "id": self.id,

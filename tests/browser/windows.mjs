@@ -60,7 +60,8 @@ await withBrowser({}, async (browser) => {
 
   // Leaving the page ends it, too.
   await page.click("#windows-start");
-  await when("it runs again", (seen) => seen.streams.every((one) => one.tokens > 0));
+  await until(() => page.evaluate((before) => window.windowsRun !== before, id), "another run is watched");
+  await when("it runs", (seen) => seen.now > result.over.now && seen.streams.every((one) => one.tokens > 0));
   const again = await page.evaluate(() => window.windowsRun);
   result.ran = (await get(`/lab/windows/${again}`)).status;
   await page.goto("about:blank");

@@ -118,7 +118,6 @@ async def test_a_run_asks_for_a_bounded_number_of_streams(monkeypatch: pytest.Mo
 
 async def test_a_run_ends_when_nobody_watches_it_any_more(loop_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A browser that was killed sends no DELETE: its event stream breaks, and that is all there is to be seen."""
-    monkeypatch.setattr(window_runs, "ABANDONED", 0.05)
     async with laboratory() as lab:
         run = await begin(lab)
         client = Client(rcvbuf=0)
@@ -126,6 +125,7 @@ async def test_a_run_ends_when_nobody_watches_it_any_more(loop_kind: str, monkey
             await client.connect(lab.server.port)
             await client.send(f"GET {run}/events?interval=25 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             await client.read_until(b'"streams":[{')
+            monkeypatch.setattr(window_runs, "ABANDONED", 0.05)
             assert not (await lab.json("GET", run))["over"]
         finally:
             client.close()
@@ -133,6 +133,15 @@ async def test_a_run_ends_when_nobody_watches_it_any_more(loop_kind: str, monkey
         await until(lambda: len(lab.server.app.connections) == 0, "its connection is closed")
         state = await lab.json("GET", run)
         assert (state["over"], state["ended"]) == (True, "nobody watches any more")
+
+
+async def test_a_run_that_nobody_ever_watches_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever started it had gone before the answer came."""
+    monkeypatch.setattr(window_runs, "ABANDONED", 0.05)
+    async with laboratory() as lab:
+        await begin(lab)
+        await until(lambda: len(lab.server.app.connections) == 0, "its connection is closed")
+        await until(lambda: lab.source.statistics().running == 0, "no source runs")
 
 
 async def test_a_run_ends_after_its_time_and_says_so(loop_kind: str) -> None:
