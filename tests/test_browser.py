@@ -180,6 +180,67 @@ def test_many_slow_readers_fill_the_process_of_one_lane_and_not_of_the_other(
         assert report["held"] <= 20 * 16 * 1024
 
 
+# --- the windows of HTTP/2 -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def windows(browser: Browser) -> Iterator[dict[str, Any]]:
+    """One session with a connection of many streams: one stalls, is read again, another stalls, all are read, stop."""
+    with ServerProcess() as running:
+        report = browser.run("windows", running)
+        running.assert_steady()
+        yield report
+
+
+def test_the_windows_of_a_connection_are_drawn_without_errors_or_jumps(windows: dict[str, Any]) -> None:
+    assert windows["problems"] == []
+    assert windows["shifts"] < 0.02
+    assert windows["idle"]["status"] == "Nothing runs."
+    assert [one["source"] for one in windows["idle"]["streams"]] == ["none"] * len(windows["begun"]["streams"])
+
+
+def test_the_drawn_windows_are_the_servers_own(windows: dict[str, Any]) -> None:
+    for look in ("begun", "stopped", "later", "resumed", "another", "all"):
+        seen = windows[look]
+        assert seen["connection"] == seen["sample"]["connection"]["window"] > 0
+        for shown, sample in zip(seen["streams"], seen["sample"]["streams"], strict=True):
+            assert shown["name"] == f"stream {sample['stream']}"
+            assert (shown["window"], shown["tokens"], shown["rate"], shown["source"]) == (
+                sample["window"],
+                sample["tokens"],
+                sample["rate"],
+                sample["source"],
+            )
+            assert shown["level"] == pytest.approx(sample["window"] / sample["granted"])
+
+
+def test_a_stalled_streams_window_runs_dry_and_the_others_go_on(windows: dict[str, Any]) -> None:
+    """Its source stands still while each of the others makes fifty tokens more; then it is read, and goes on too."""
+    stopped, later = windows["stopped"], windows["later"]
+    first, *others = later["streams"]
+    assert (first["window"], first["level"], first["source"]) == (0, 0, "stopped")
+    assert first["tokens"] == stopped["streams"][0]["tokens"] > 0
+    assert all(one["window"] > 0 and one["source"] != "closed" for one in others)
+    assert all(
+        one["tokens"] > before["tokens"] + 50 for one, before in zip(others, stopped["streams"][1:], strict=True)
+    )
+    assert later["status"].startswith("Stream 1: not read, no window left, and its source has stopped.")
+    assert windows["resumed"]["streams"][0]["window"] > 0
+    assert windows["focused"] == "Stall stream 1"
+
+
+def test_any_stream_can_be_stalled_and_all_be_read(windows: dict[str, Any]) -> None:
+    third = windows["another"]["streams"][2]
+    assert (third["name"], third["window"], third["button"]) == ("stream 5", 0, "Read stream 5")
+    assert windows["all"]["status"] == "All streams are read, and go on."
+    assert windows["over"]["status"].startswith("Stopped.")
+
+
+def test_a_connection_ends_with_the_page(windows: dict[str, Any]) -> None:
+    assert windows["ran"] == 200
+    assert windows["left"] == 0
+
+
 # --- the chat -------------------------------------------------------------------------------------------------
 
 

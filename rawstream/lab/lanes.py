@@ -7,10 +7,10 @@ Rule 2: sums over the lane's readers; what cannot be measured on this system is 
 
 from __future__ import annotations
 
-from collections import deque
 from time import monotonic
 from typing import Any, Final
 
+from rawstream.lab.pace import Pace
 from rawstream.lab.readers import Reader
 from rawstream.model import Outcome
 from rawstream.server.stream import Stream
@@ -20,9 +20,6 @@ PATHS: Final = {"whole": "/chat-whole", "eager": "/chat-broken", "drain": "/chat
 
 PLACES: Final = ("source", "transport", "kernel_unsent", "kernel_unacked", "client_kernel")
 """Where bytes can wait, in the order in which they pass."""
-
-_RATE_OVER: Final = 1.0
-"""Seconds over which rates are taken."""
 
 
 class Lane:
@@ -39,7 +36,7 @@ class Lane:
         """When the readers left; None: they are there."""
         self.cancel_seconds: float | None = None
         """From the readers' leaving until the last source was closed."""
-        self._history: deque[tuple[float, int, int]] = deque()
+        self._paces = {"made": Pace(), "read": Pace()}
 
     # --- what happens to it ----------------------------------------------------------------------------------
 
@@ -92,17 +89,6 @@ class Lane:
             self.peak[place] = None if size is None or peak is None else max(peak, size)
         return sums
 
-    def _rates(self, now: float, made: int, read: int) -> dict[str, float]:
-        history = self._history
-        history.append((now, made, read))
-        while len(history) > 2 and now - history[1][0] >= _RATE_OVER:
-            history.popleft()
-        then, made_then, read_then = history[0]
-        passed = now - then
-        if passed <= 0:
-            return {"made": 0.0, "read": 0.0}
-        return {"made": round((made - made_then) / passed, 1), "read": round((read - read_then) / passed, 1)}
-
     def waiting_for(self, live: list[Stream]) -> str | None:
         """What most of its streams wait for."""
         waits = [stream.waiting_for() for stream in live]
@@ -131,7 +117,7 @@ class Lane:
             "state": self.state(live, waiting_for),
             "waiting_for": waiting_for,
             "tokens": tokens,
-            "rate": self._rates(now, tokens["made"], tokens["read"]),
+            "rate": {name: pace.look(now, tokens[name]) for name, pace in self._paces.items()},
             "bytes": sizes,
             "peak": dict(self.peak),
             "limits": self.limits,

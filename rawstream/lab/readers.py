@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from rawstream.server.app import App
+from rawstream.server.channel import ClientConnection
 from rawstream.server.connection import Connection
 from rawstream.server.stream import Stream
 
@@ -57,7 +58,7 @@ class Reader:
     def __init__(self, app: App, rcvbuf: int) -> None:
         self._app = app
         self._loop = asyncio.get_running_loop()
-        self.sock = _socket_for(app, rcvbuf)
+        self.sock = socket_for(app, rcvbuf)
         self.counter = Counter()
         self.connection: Connection | None = None
         """The server's end of it."""
@@ -77,17 +78,11 @@ class Reader:
 
     async def connect(self) -> None:
         """Connect, and find the server's end. Raises OSError. The caller sets a deadline."""
-        family = self.sock.family
-        address: Any = self._app.settings.uds if family == socket.AF_UNIX else _address(self._app)
-        await self._loop.sock_connect(self.sock, address)
-        own = self.sock.getsockname()
-        own = own[:2] if isinstance(own, tuple) else own
+        await self._loop.sock_connect(self.sock, address_of(self._app))
         while self.connection is None:
-            for connection in self._app.connections:
-                peer = connection.transport.get_extra_info("peername")
-                if (peer[:2] if isinstance(peer, tuple) else peer) == own and isinstance(connection, Connection):
-                    self.connection = connection
-                    break
+            found = server_end(self._app, self.sock)
+            if isinstance(found, Connection):
+                self.connection = found
             else:
                 await asyncio.sleep(0.001)  # the server has not accepted it yet
 
@@ -170,13 +165,15 @@ class Reader:
             self.sock.close()
 
 
-def _socket_for(app: App, rcvbuf: int) -> socket.socket:
+def socket_for(app: App, rcvbuf: int = 0) -> socket.socket:
+    """One that can be connected to the server. ``rcvbuf``: ``SO_RCVBUF``; 0 leaves it to the kernel."""
     if app.settings.uds is not None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         if os.name == "posix" and hasattr(socket, "SO_PEERCRED"):
             sock.bind(b"")  # Linux gives it a name of its own, by which the server's end can be told
     else:
-        sock = socket.socket(app.sockets[0].family, socket.SOCK_STREAM)
+        family = app.sockets[0].family if app.sockets else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
     if rcvbuf:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
     with suppress(OSError):
@@ -185,7 +182,23 @@ def _socket_for(app: App, rcvbuf: int) -> socket.socket:
     return sock
 
 
-def _address(app: App) -> Any:
+def address_of(app: App) -> Any:
+    """Where the server listens, as somebody on this machine reaches it. Raises ConnectionError: it does no more."""
+    if app.settings.uds is not None:
+        return app.settings.uds
+    if not app.sockets:
+        raise ConnectionError("the server accepts no more connections")
     address = app.sockets[0].getsockname()
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
     return (host, *address[1:])
+
+
+def server_end(app: App, sock: socket.socket) -> ClientConnection | None:
+    """The server's end of a connection of ours; None: it has not accepted it yet."""
+    own = sock.getsockname()
+    own = own[:2] if isinstance(own, tuple) else own
+    for connection in app.connections:
+        peer = connection.transport.get_extra_info("peername")
+        if (peer[:2] if isinstance(peer, tuple) else peer) == own:
+            return connection
+    return None

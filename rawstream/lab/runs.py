@@ -17,11 +17,12 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from rawstream.errors import BadRequest, RawstreamError, StreamStopped, TooManyStreams
+from rawstream.errors import BadRequest, RawstreamError, StreamStopped
 from rawstream.flow import kernel
 from rawstream.flow.watch import StreamWatch
 from rawstream.lab.lanes import PATHS, Lane
 from rawstream.lab.readers import Reader
+from rawstream.lab.registry import Registry
 from rawstream.lab.run_spec import RunChange, RunSpec, TunedHost, tuned
 from rawstream.limits.users import User
 from rawstream.model import StreamRecord
@@ -34,8 +35,6 @@ MOST_RUNS: Final = 4
 """Runs at a time."""
 ABANDONED: Final = 10.0
 """Seconds after which a run ends that somebody watched, and nobody does any more."""
-KEPT: Final = 60.0
-"""Seconds for which a run that is over can still be asked about."""
 _TICK: Final = 0.025
 """Seconds between two steps of the readers."""
 _CONNECT: Final = 5.0
@@ -254,6 +253,10 @@ class Run:
         self._sampled = (now, shown)
         return shown
 
+    def begun(self) -> dict[str, Any]:
+        """The answer to ``POST /lab/runs``."""
+        return {"id": self.id, "lanes": list(self.lanes), "seconds": self.spec.seconds}
+
     def state(self) -> dict[str, Any]:
         """The answer to ``GET /lab/runs/{id}``."""
         return {
@@ -308,52 +311,13 @@ def _rate_text(rate: float | None) -> str:
     return f"{rate:g} bytes/s" if rate else "0: they read nothing"
 
 
-class Runs:
-    """All runs of one server, and the observer of its streams on their behalf."""
+class Runs(Registry[Run]):
+    """All runs of one server."""
 
     def __init__(self, app: App) -> None:
+        super().__init__(MOST_RUNS)
         self._app = app
-        self._runs: dict[str, Run] = {}
-
-    def stream_started(self, stream_id: str, path: str, dialect: str) -> None:
-        for run in self._runs.values():
-            if run.over_at is None:
-                run.stream_started(stream_id)
-
-    def stream_ended(self, record: StreamRecord) -> None:
-        for run in self._runs.values():
-            run.stream_ended(record)
-
-    def find(self, run_id: str) -> Run:
-        """Raises BadRequest (404)."""
-        self._forget()
-        run = self._runs.get(run_id)
-        if run is None:
-            raise BadRequest("there is no such run", status=404, code="no_such_run")
-        return run
-
-    def _forget(self) -> None:
-        now = monotonic()
-        for run in list(self._runs.values()):
-            if run.over_at is not None and now - run.over_at > KEPT:
-                del self._runs[run.id]
 
     async def start(self, spec: RunSpec, user: User | None = None) -> Run:
         """A run whose readers ask for ``user``. Raises TooManyStreams (503) and BadRequest."""
-        self._forget()
-        if sum(run.over_at is None for run in self._runs.values()) >= MOST_RUNS:
-            raise TooManyStreams(f"{MOST_RUNS} runs are under way, which is the most; end one first")
-        run = Run(self._app, spec, user)
-        self._runs[run.id] = run
-        try:
-            await run.start()
-        except BaseException:
-            del self._runs[run.id]
-            raise
-        return run
-
-    def remove(self, run_id: str) -> None:
-        """End a run and forget it. Raises BadRequest (404)."""
-        run = self.find(run_id)
-        run.close()
-        del self._runs[run.id]
+        return await self.begin(Run(self._app, spec, user))

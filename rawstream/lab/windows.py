@@ -1,8 +1,4 @@
-"""Windows: many streams on one HTTP/2 connection, one of which is not read.
-
-The reader is h2's client on a plain socket. It gives back the window of what it reads: the connection's for all
-streams, the stream's own for all but one.
-"""
+"""Windows: many streams on one HTTP/2 connection, one of which is not read."""
 
 from __future__ import annotations
 
@@ -11,13 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import msgspec
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.events import DataReceived
-from h2.settings import SettingCodes, Settings
-
 from rawstream.lab.experiments import Finding, Report, Show, laboratory, size
+from rawstream.lab.multiplexed import Multiplexed
+from rawstream.lab.readers import address_of
 from rawstream.server.app import App
 
 STREAMS: Final = 20
@@ -27,52 +19,10 @@ _SECONDS: Final = 2.0
 _LONGEST: Final = 10.0
 
 
-class _Reader:
-    """One connection with many streams."""
-
-    def __init__(self, stalled: int) -> None:
-        self.stalled = stalled
-        self.read: dict[int, int] = {}
-        """Bytes, by stream."""
-        self.drained = asyncio.Event()
-        """All streams run, and the window of the one that is not read is used up."""
-        self._h2 = H2Connection(H2Configuration(client_side=True))
-        self._h2.local_settings = Settings(client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: WINDOW})
-        self._h2.initiate_connection()
-
-    def ask(self, stream: int, tokens_per_second: float | None) -> None:
-        """Begin a stream without an end."""
-        body = {"prompt": "windows", "mock": {"tokens": None, "tokens_per_second": tokens_per_second}}
-        fields = [
-            (":method", "POST"), (":scheme", "http"), (":authority", "localhost"), (":path", "/chat"),
-            ("content-type", "application/json"),
-        ]  # fmt: skip
-        self.read[stream] = 0
-        self._h2.send_headers(stream, fields)
-        self._h2.send_data(stream, msgspec.json.encode(body), end_stream=True)
-
-    async def go_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Read until it is cancelled, or the server has closed."""
-        writer.write(self._h2.data_to_send())
-        while data := await reader.read(64 * 1024):
-            for event in self._h2.receive_data(data):
-                if isinstance(event, DataReceived) and event.stream_id is not None:
-                    taken = event.flow_controlled_length or 0
-                    self.read[event.stream_id] += taken
-                    if taken:
-                        self._h2.increment_flow_control_window(taken)
-                        if event.stream_id != self.stalled:
-                            self._h2.increment_flow_control_window(taken, event.stream_id)
-            if self.read[self.stalled] >= WINDOW and all(self.read.values()):
-                self.drained.set()
-            writer.write(self._h2.data_to_send())
-
-
 @asynccontextmanager
-async def _reading(app: App, reader: _Reader) -> AsyncIterator[None]:
-    host, port = app.sockets[0].getsockname()[:2]
-    stream, writer = await asyncio.open_connection(host, port)
-    task = asyncio.create_task(reader.go_on(stream, writer), name="windows")
+async def _reading(app: App, client: Multiplexed) -> AsyncIterator[None]:
+    stream, writer = await asyncio.open_connection(*address_of(app)[:2])
+    task = asyncio.create_task(client.go_on(stream, writer), name="windows")
     try:
         yield
     finally:
@@ -90,44 +40,51 @@ def _levels(app: App) -> dict[int, dict[str, Any]]:
 
 async def windows(show: Show) -> Report:
     """Twenty streams on one connection; the first is not read, and may run as fast as it is pulled."""
-    numbers = range(1, 2 * STREAMS, 2)
-    reader = _Reader(stalled=numbers[0])
+    drained = asyncio.Event()
+
+    def look() -> None:
+        """Do all streams run, and is the window of the one that is not read used up?"""
+        if stalled.arrived >= WINDOW and all(answer.arrived for answer in client.answers.values()):
+            drained.set()
+
+    client = Multiplexed(WINDOW, look)
+    stalled = client.ask(None)
+    client.read(stalled, False)
+    others = [client.ask(_RATE).number for _ in range(STREAMS - 1)]
     async with laboratory(http2_streams=STREAMS) as (app, _):
-        for number in numbers:
-            reader.ask(number, None if number == reader.stalled else _RATE)
-        async with _reading(app, reader):
+        async with _reading(app, client):
             async with asyncio.timeout(_LONGEST):
-                await reader.drained.wait()
+                await drained.wait()
             before = _levels(app)
             await asyncio.sleep(_SECONDS)
             after = _levels(app)
-    made = {number: after[number]["tokens"] - before[number]["tokens"] for number in numbers}
-    stalled = after[reader.stalled]
-    held = stalled["bytes"] - reader.read[reader.stalled]
-    others = sorted(made[number] / _SECONDS for number in numbers if number != reader.stalled)
+    made = {number: after[number]["tokens"] - before[number]["tokens"] for number in client.answers}
+    shown = after[stalled.number]
+    held = shown["bytes"] - stalled.arrived
+    rates = sorted(made[number] / _SECONDS for number in others)
     findings = [
         Finding(
             "who does not read a stream lets that stream's window drain to zero",
-            f"stream {reader.stalled} was granted {size(WINDOW)}, and has {stalled['http2']['window']} left; the "
-            f"connection's window is open ({size(stalled['http2']['connection_window'])})",
+            f"stream {stalled.number} was granted {size(WINDOW)}, and has {shown['http2']['window']} left; the "
+            f"connection's window is open ({size(shown['http2']['connection_window'])})",
         ),
         Finding(
             "its source stops, after a few KB more",
-            f"{made[reader.stalled]} tokens in {_SECONDS:g} s; {size(held)} are held for it; it waits for the "
-            f"{stalled['waiting_for']}",
+            f"{made[stalled.number]} tokens in {_SECONDS:g} s; {size(held)} are held for it; it waits for the "
+            f"{shown['waiting_for']}",
         ),
         Finding(
             "the others on the same connection do not notice",
-            f"the other {len(others)} made {others[0]:.0f} to {others[-1]:.0f} tokens/s, of {_RATE} asked for",
+            f"the other {len(rates)} made {rates[0]:.0f} to {rates[-1]:.0f} tokens/s, of {_RATE} asked for",
         ),
     ]
     figures = {
-        "window": stalled["http2"]["window"],
-        "connection_window": stalled["http2"]["connection_window"],
-        "waiting_for": stalled["waiting_for"],
+        "window": shown["http2"]["window"],
+        "connection_window": shown["http2"]["connection_window"],
+        "waiting_for": shown["waiting_for"],
         "held": held,
-        "made": made[reader.stalled],
-        "slowest_other": others[0],
+        "made": made[stalled.number],
+        "slowest_other": rates[0],
         "asked": _RATE,
         "streams": STREAMS,
     }

@@ -45,6 +45,19 @@ await withBrowser({}, async (browser) => {
     await pass(0.3);
     await shot("narrow");
   });
+  for (const theme of ["dark", "light"]) {
+    await session({ ...STAGE, colorScheme: theme }, async ({ page }) => {
+      const tank = (index) => page.locator("#windows-streams > li").nth(index);
+      await page.click("#windows-start");
+      await pass(4);
+      await page.click('[aria-label="Stall stream 19"]');
+      await until(() => tank(0).getAttribute("data-source").then((state) => state === "stopped"), "it is dry", 60_000);
+      await pass(1.5);
+      await page.mouse.move(0, 0);
+      await page.locator("#windows").screenshot({ path: `${given.folder}/windows-${theme}.png` });
+      await page.click("#windows-stop");
+    });
+  }
   await session({ ...STAGE, colorScheme: "dark" }, async ({ page, shot }) => {
     await runs(page, 2);
     await page.selectOption("#pace", "20");

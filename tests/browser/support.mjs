@@ -48,6 +48,10 @@ export async function open(browser, { path = "/", ...options } = {}) {
           window.run = String(url).split("/")[3];
           this.addEventListener("message", (event) => (window.sample = JSON.parse(event.data)));
         }
+        if (String(url).includes("/lab/windows/")) {
+          window.windowsRun = String(url).split("/")[3];
+          this.addEventListener("message", (event) => (window.windowsSample = JSON.parse(event.data)));
+        }
       }
     };
   });

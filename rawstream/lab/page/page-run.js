@@ -25,34 +25,35 @@ export class Run {
   #source = null;
   #ended = false;
 
-  /** `handlers`: `sample(state)` for each one, `ended()` when the run is over. */
-  constructor(id, handlers) {
-    this.id = id;
+  /** `url`: the run's own. `handlers`: `sample(state)` for each one, `ended(state)` when the run is over (null: gone). */
+  constructor(url, handlers) {
+    this.url = url;
     this.handlers = handlers;
     this.onVisibility = () => (document.hidden ? this.#unwatch() : this.#watch());
     document.addEventListener("visibilitychange", this.onVisibility);
     this.#watch();
   }
 
-  static async start(settings, handlers) {
-    const { id } = await call("POST", "/lab/runs", settings);
-    return new Run(id, handlers);
+  /** `kind`: the path under which runs of this kind are started. */
+  static async start(settings, handlers, kind = "/lab/runs") {
+    const { id } = await call("POST", kind, settings);
+    return new Run(`${kind}/${id}`, handlers);
   }
 
   change(body) {
-    return call("POST", `/lab/runs/${this.id}`, body);
+    return call("POST", this.url, body);
   }
 
   /** Ends it, here and on the server. Safe to call twice. */
   async end() {
     const gone = this.#ended;
     this.#finish();
-    if (!gone) await call("DELETE", `/lab/runs/${this.id}`).catch(() => {}); // it may have ended by itself
+    if (!gone) await call("DELETE", this.url).catch(() => {}); // it may have ended by itself
   }
 
   #watch() {
     if (this.#source || this.#ended || document.hidden) return;
-    const source = new EventSource(`/lab/runs/${this.id}/events?interval=100`);
+    const source = new EventSource(`${this.url}/events?interval=100`);
     this.#source = source;
     source.onmessage = (event) => {
       this.handlers.sample(JSON.parse(event.data));
@@ -61,9 +62,9 @@ export class Run {
       if (this.#source !== source) return;
       // A browser comes back after a break and after the end alike; whether there is anything to come back to is asked.
       this.#unwatch();
-      call("GET", `/lab/runs/${this.id}`).then(
-        ({ over }) => (over ? this.#over() : setTimeout(() => this.#watch(), 500)),
-        () => this.#over(),
+      call("GET", this.url).then(
+        (state) => (state.over ? this.#over(state) : setTimeout(() => this.#watch(), 500)),
+        () => this.#over(null),
       );
     };
   }
@@ -73,10 +74,10 @@ export class Run {
     this.#source = null;
   }
 
-  #over() {
+  #over(state) {
     if (this.#ended) return;
     this.#finish();
-    this.handlers.ended();
+    this.handlers.ended(state);
   }
 
   #finish() {

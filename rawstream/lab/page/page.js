@@ -1,4 +1,5 @@
-/* The page: four lanes over one run of the lab, the memory of the process, the chat and the table of live streams.
+/* The page: four lanes over one run of the lab, the memory of the process, the windows of HTTP/2, the chat and the table
+ * of live streams.
  *
  * Rule 1: everything drawn was measured by the server. Between two samples nothing moves.
  * Rule 2: a control that can do nothing now is disabled, and what has been done is said in words.
@@ -10,6 +11,7 @@ import { bytesText } from "/page-format.js";
 import { LANES, LaneView } from "/page-lane.js";
 import { Run } from "/page-run.js";
 import { StreamTable } from "/page-streams.js";
+import { Windows } from "/page-windows.js";
 
 const RUN_SECONDS = 300;
 const SHOWN_EVENTS = 60;
@@ -224,6 +226,7 @@ buttons.reset.addEventListener("click", async () => {
 // A page that goes into the browser's back/forward cache keeps its connections: whoever leaves closes them here.
 addEventListener("pagehide", () => {
   chat.stop();
+  windows.leave();
   run?.end();
   run = null;
 });
@@ -235,6 +238,7 @@ addEventListener("pageshow", (event) => {
 
 mark();
 able();
+const windows = new Windows();
 const chat = new ChatBox();
 new StreamTable();
 document.body.classList.add("ready");
