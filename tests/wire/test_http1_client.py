@@ -70,6 +70,14 @@ def test_a_head_gives_status_lower_case_names_and_the_bytes_behind_it() -> None:
     assert head.header("absent") is None
 
 
+def test_an_interim_answer_alone_is_no_answer_yet() -> None:
+    codec = asked()
+    assert codec.receive_head(b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n") is None
+    found = codec.receive_head(OK + b"Content-Length: 0\r\n\r\n")
+    assert found is not None
+    assert found[0].status == 200
+
+
 @given(st.lists(st.integers(min_value=0), max_size=8))
 def test_a_head_is_the_same_however_it_is_cut(places: list[int]) -> None:
     raw = b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" + OK + b"Content-Type: a\r\nContent-Length: 3\r\n\r\n"
