@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("rawstream", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", parent=settings.get_profile("rawstream"), max_examples=15)
 settings.load_profile("rawstream")
 
 LONGEST = (

@@ -146,6 +146,7 @@ def test_after_thousands_of_ends_of_every_kind_nothing_is_left() -> None:
             client.close()
 
 
+@pytest.mark.slow
 async def test_no_object_of_an_ended_stream_stays(loop_kind: str) -> None:
     """Whether it was read to its end or left in the middle: connection, exchange, stream and task are freed."""
     kinds = (Connection, Exchange, Stream, asyncio.Task)

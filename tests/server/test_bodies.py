@@ -159,6 +159,7 @@ async def read_tokens(client: Client, count: int) -> None:
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_large_bodies_are_not_kept_by_streams_nor_after_them() -> None:
     """Ten long streams that each began with an 8 MB body hold none of it; nor is anything of twenty more left."""
     with ChaosProcess() as upstream, ServerProcess("--upstream", upstream.url, "--heartbeat", "0") as server:

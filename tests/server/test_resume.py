@@ -746,6 +746,7 @@ async def test_in_the_drain_a_reader_gets_its_answer_whole_and_finish_is_finishe
 CLIENTS, TOKENS, MOST_CUTS = 500, 60, 20
 
 
+@pytest.mark.slow
 async def test_500_streams_over_a_flapping_connection_get_every_token_once_and_in_order() -> None:
     """Cut at random moments, up to 20 times each, between two events and within one."""
     seed = random.randrange(1 << 32)

@@ -384,6 +384,7 @@ def test_the_last_spans_leave_when_the_server_ends() -> None:
     assert span.service["service.name"] == "chat-gateway"
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_not_there_costs_neither_answers_nor_the_end() -> None:
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY": "10"}
     with ServerProcess(env=env) as server:

@@ -307,6 +307,7 @@ def test_a_second_signal_ends_all_workers_now() -> None:
             assert server.ended(f"now{pid}")["outcome"] == "shutdown"
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
     """Nobody waits for ever for a process that hangs."""
     with ServerProcess(
@@ -359,6 +360,7 @@ class _Load:
                     self.wrong.append(said)
 
 
+@pytest.mark.slow
 def test_a_reload_loses_no_connection_and_no_stream() -> None:
     """SIGHUP under 200 live streams and clients that come and go: all get all of it, from old workers or from new."""
     with ServerProcess("--workers", "2", log_format="text") as server, ExitStack() as stack:
