@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from bench.host import free_port
 from bench.peers.contract import SERVER_PATHS, Peer, PeerContext
@@ -10,12 +11,17 @@ from bench.peers.gateway_nginx import configuration, missing, nginx, version
 from bench.peers.rawstream import own_source
 
 
-def _command(ctx: PeerContext) -> list[str]:
-    behind = free_port()
+def in_front_of(ctx: PeerContext, behind: Callable[[int], list[str]]) -> list[str]:
+    """The command line of nginx and of what stands behind it, which is told its port: one process tree."""
+    port = free_port()
     config = ctx.workdir / "nginx.conf"
-    config.write_text(configuration(ctx, f"{ctx.host}:{behind}", http2=True))
-    launcher = [sys.executable, "-m", "bench.peers._behind", str(behind)]
-    return [*launcher, *own_source(ctx, behind), "--", *nginx(ctx, config)]
+    config.write_text(configuration(ctx, f"{ctx.host}:{port}", http2=True))
+    launcher = [sys.executable, "-m", "bench.peers._behind", str(port)]
+    return [*launcher, *behind(port), "--", *nginx(ctx, config)]
+
+
+def _command(ctx: PeerContext) -> list[str]:
+    return in_front_of(ctx, lambda port: own_source(ctx, port))
 
 
 PEERS = (

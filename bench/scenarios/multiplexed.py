@@ -1,4 +1,4 @@
-"""Many streams on one connection of HTTP/2: what a token costs, whether all get theirs, and how soon one is given up."""
+"""Many streams on one connection of HTTP/2: what a token costs, whether all get theirs, how soon one is given up."""
 
 from __future__ import annotations
 
