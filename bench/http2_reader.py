@@ -42,6 +42,8 @@ class Http2Reader:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.tokens: dict[int, int] = {}
         """Of each stream that was begun."""
+        self.frames = 0
+        """DATA frames, those without tokens included."""
         self.over: set[int] = set()
         """Streams that have ended, in whatever way."""
         self.told: Counter[str] = Counter()
@@ -114,6 +116,7 @@ class Http2Reader:
             if end > length:
                 break
             if kind == _DATA:
+                self.frames += 1
                 self.tokens[stream] += data.count(b'"token"', at, end)
                 if flags & 1:
                     self.over.add(stream)
