@@ -355,7 +355,7 @@ def _readme_row(
     found: list[tuple[float, str]] = []
     for peer in peers:
         spread = results.spread(scenario.name, part, peer, column.key)
-        if spread and results.peers.get(peer, {}).get("kind") in ("server", "gateway", "tls"):
+        if spread and results.peers.get(peer, {}).get("kind") in ("server", "gateway", "tls", "http2"):
             found.append((spread.median, peer))
     best = (max if column.better == "more" else min)(found, default=None)
     us = next((verdict.goal.peer for verdict in verdicts), ours(results, scenario, part)) or OURS[0]

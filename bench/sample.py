@@ -71,6 +71,18 @@ def cpu_by_name(pid: int) -> dict[str, float]:
     return found
 
 
+def waited_seconds(pid: int) -> float:
+    """Seconds for which the tree's main threads could have run so far, and had no core to run on."""
+    total = 0
+    for each in process_tree(pid):
+        try:
+            with open(f"/proc/{each}/schedstat") as file:
+                total += int(file.read().split()[1])
+        except (OSError, IndexError):  # the kernel may not keep it
+            continue
+    return total / 1e9
+
+
 def write_calls(pid: int) -> int:
     """write() and writev() calls of the tree so far, all descriptors (``syscw``; the kernel does not count send())."""
     total = 0

@@ -135,15 +135,21 @@ class Server:
                 raise ServerFailed(f"{self.peer.name} did not accept within {timeout:g} s: {self.output()}")
             time.sleep(0.05)
 
-    def connect(self, timeout: float) -> socket.socket:
-        """A blocking connection from where the server is; its handshake is over where the peer speaks TLS."""
+    def connect(self, timeout: float, *, alpn: Sequence[str] = ()) -> socket.socket:
+        """A blocking connection from where the server is; its handshake is over where the peer speaks TLS.
+
+        ``alpn``: what TLS offers to speak.
+        """
         with self._inside():
             made = socket.socket()
         made.settimeout(timeout)
         try:
             made.connect(("127.0.0.1", self.port))
             if self.peer.tls:
-                return trusting_all().wrap_socket(made)
+                context = trusting_all()
+                if alpn:
+                    context.set_alpn_protocols(list(alpn))
+                return context.wrap_socket(made)
         except OSError:
             made.close()
             raise

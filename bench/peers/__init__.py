@@ -26,5 +26,5 @@ def all_peers() -> dict[str, Peer]:
             if peer.name in found:
                 raise ValueError(f"two peers are called {peer.name}")
             found[peer.name] = peer
-    order = ("rawstream", "floor", "server", "gateway", "tls")
+    order = ("rawstream", "floor", "server", "gateway", "tls", "http2")
     return {peer.name: peer for peer in sorted(found.values(), key=lambda peer: (order.index(peer.kind), peer.name))}

@@ -47,6 +47,9 @@ rawstream gets the very same source, by ``--source bench.peers._source:for_rawst
 A peer of kind *tls* is a server that speaks https (``tls=True``, as ``rawstream-tls`` does): it answers what a server
     answers, and takes part only where TLS is the question. Its certificate is made on the spot, and nobody verifies it.
 
+A peer that speaks HTTP/2 says so (``http2=True``): with prior knowledge (RFC 9113 §3.3) on a plain port, where TLS is
+    by ALPN ("h2"). One of kind *http2* takes part only where HTTP/2 is the question: its port may speak nothing else.
+
 What every *gateway* answers
     ``POST completions``, forwarded to ``ctx.upstream_url`` (scheme, host, port; a trailing ``/v1`` is
     allowed), path ``/v1/chat/completions``. A gateway has no source, so no stats.
@@ -108,7 +111,7 @@ class Peer:
 
     name: str
     kind: str
-    """server | gateway | floor | tls | rawstream (``rawstream-gateway`` too: it has a ``completions`` path)."""
+    """server | gateway | floor | tls | http2 | rawstream (``rawstream-gateway`` too: it has a ``completions`` path)."""
     command: Callable[[PeerContext], list[str]]
     paths: Mapping[str, str]
     """``{"chat": "/chat", "stats": "/stats"}``, ``text`` where it has one; gateways ``completions``."""
@@ -121,6 +124,8 @@ class Peer:
     """How it is configured, and whose documentation it follows."""
     tls: bool = False
     """Its port speaks https."""
+    http2: bool = False
+    """Its port speaks HTTP/2, 100 streams at a time on a connection."""
     key: str = ANY_KEY
     """The API key that its clients send."""
 

@@ -35,7 +35,7 @@ http {{
         keepalive_requests 1000000;
     }}
     server {{
-        listen {host}:{port}{ssl} backlog={backlog};
+        listen {host}:{port}{speaks} backlog={backlog};
         {certificate}
         keepalive_requests 1000000;
         location / {{
@@ -61,8 +61,13 @@ def _program() -> str | None:
     return shutil.which("nginx", path="/usr/sbin:/usr/local/sbin") or shutil.which("nginx")
 
 
-def configuration(ctx: PeerContext, upstream: str, *, certificate: Certificate | None = None) -> str:
-    """nginx in front of ``upstream`` (HOST:PORT); https with a certificate, TLS 1.2 and newer, as rawstream has it."""
+def configuration(
+    ctx: PeerContext, upstream: str, *, certificate: Certificate | None = None, http2: bool = False
+) -> str:
+    """nginx in front of ``upstream`` (HOST:PORT); https with a certificate, TLS 1.2 and newer, as rawstream has it.
+
+    ``http2``: it speaks that; without a certificate (before 1.25.1) nothing else.
+    """
     # Started by root, nginx would give its worker to 'nobody', who cannot write into the work folder.
     user = f"user {getpass.getuser()};" if getpass.getuser() == "root" else ""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -74,7 +79,7 @@ def configuration(ctx: PeerContext, upstream: str, *, certificate: Certificate |
         host=ctx.host,
         port=ctx.port,
         backlog=BACKLOG,
-        ssl=" ssl" if certificate else "",
+        speaks=(" ssl" if certificate else "") + (" http2" if http2 else ""),
         certificate=_TLS.format(cert=certificate.cert, key=certificate.key) if certificate else "",
     )
 

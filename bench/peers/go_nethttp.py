@@ -1,7 +1,9 @@
-"""Go: ``net/http`` with ``Flush()`` per pull, and ``httputil.ReverseProxy`` with ``FlushInterval: -1``."""
+"""Go: ``net/http`` with ``Flush()`` per pull, over TLS too; ``httputil.ReverseProxy`` with ``FlushInterval: -1``."""
 
 from __future__ import annotations
 
+from bench.certificate import make_certificate
+from bench.certificate import missing as no_certificate
 from bench.peers.contract import GATEWAY_PATHS, SERVER_PATHS, Peer, PeerContext, output_of
 
 
@@ -11,6 +13,11 @@ def _binary(ctx: PeerContext) -> str:
 
 def _server(ctx: PeerContext) -> list[str]:
     return [_binary(ctx), "server", ctx.host, str(ctx.port)]
+
+
+def _http2(ctx: PeerContext) -> list[str]:
+    made = make_certificate(ctx.workdir)
+    return [_binary(ctx), "tls", ctx.host, str(ctx.port), str(made.cert), str(made.key)]
 
 
 def _gateway(ctx: PeerContext) -> list[str]:
@@ -42,6 +49,20 @@ PEERS = (
             "net/http, http.Flusher after each event, r.Context() ends the source. GOMAXPROCS=1 (one "
             "worker). Its writes block the stream's own goroutine: that is its backpressure."
         ),
+    ),
+    Peer(
+        name="go-http2",
+        kind="http2",
+        command=_http2,
+        paths=SERVER_PATHS,
+        version=_version,
+        missing=lambda ctx: no_certificate() or _missing(ctx),
+        notes=(
+            "go-nethttp by ListenAndServeTLS (ECDSA P-256): net/http speaks HTTP/2 over TLS alone. Its default of 250 "
+            "streams per connection."
+        ),
+        tls=True,
+        http2=True,
     ),
     Peer(
         name="go-gateway",

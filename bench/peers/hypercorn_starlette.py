@@ -23,6 +23,10 @@ PEERS = (
         paths=SERVER_PATHS,
         version=_version,
         missing=_missing,
-        notes=("hypercorn --worker-class uvloop --workers 1 (a parent and one worker process); StreamingResponse."),
+        notes=(
+            "hypercorn --worker-class uvloop --workers 1 (a parent and one worker process); StreamingResponse. HTTP/2 "
+            "with its defaults (h2_max_concurrent_streams 100)."
+        ),
+        http2=True,
     ),
 )

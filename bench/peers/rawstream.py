@@ -86,7 +86,10 @@ def _peer(name: str, chat: str, notes: str) -> Peer:
     )
 
 
-_CHAT = _peer("rawstream", "/chat", "rawstream serve with its defaults, and the source that all Python peers share.")
+_CHAT = replace(
+    _peer("rawstream", "/chat", "rawstream serve with its defaults, and the source that all Python peers share."),
+    http2=True,
+)
 _GATEWAY = Peer(
     name="rawstream-gateway",
     kind="rawstream",

@@ -49,7 +49,7 @@ class Handshakes(Scenario):
         return ("full", "resumed")
 
     def wants(self, peer: Peer, part: str) -> bool:
-        return peer.tls
+        return peer.tls and peer.kind != "http2"
 
     def estimate(self, scale: Scale, part: str, stretch: float) -> float:
         return 1.2 * lasting(SECONDS, scale, stretch) + 1.5

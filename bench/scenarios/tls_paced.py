@@ -52,7 +52,7 @@ class TlsPaced(Scenario):
         return ("steady",)
 
     def wants(self, peer: Peer, part: str) -> bool:
-        return peer.tls or peer.name == "rawstream"
+        return (peer.tls and peer.kind != "http2") or peer.name == "rawstream"
 
     def estimate(self, scale: Scale, part: str, stretch: float) -> float:
         return lasting(SECONDS, scale, stretch) + RAMP[scale] + 2.5

@@ -279,7 +279,10 @@ class Http2:
         if size and stream in self._open:
             owed = self._owed.get(stream, 0) + size
             if owed >= _GIVE_BACK:
-                self._h2.increment_flow_control_window(owed, stream)
+                try:
+                    self._h2.increment_flow_control_window(owed, stream)
+                except H2Error:
+                    pass  # the peer gave it up in the bytes that are being taken: that is told next
                 owed = 0
             self._owed[stream] = owed
 

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from bench.peers import Peer
+from bench.peers import Peer, PeerContext, nginx_http2
 from bench.peers._source import frame, stats, tokens
 
 _kept: list[bytes] = []
@@ -30,6 +31,16 @@ def planted_peer(fault: str) -> Peer:
         version=lambda ctx: "1",
         missing=lambda ctx: None,
     )
+
+
+def behind_nginx(fault: str) -> Peer:
+    """The same, and nginx speaks HTTP/2 before it."""
+    planted, front = planted_peer(fault), nginx_http2.PEERS[0]
+
+    def command(ctx: PeerContext) -> list[str]:
+        return nginx_http2.in_front_of(ctx, lambda port: planted.command(replace(ctx, port=port)))
+
+    return replace(front, name=f"planted-{fault}-http2", command=command)
 
 
 def _chunk(text: str) -> bytes:

@@ -111,13 +111,13 @@ def test_the_readme_table_has_a_row_per_question(results: Results) -> None:
 
 
 def test_the_readme_table_of_everything_is_compact(results: Results) -> None:
-    """All scenarios with all their parts fill no more than forty lines."""
+    """All scenarios with all their parts fill no more than fifty lines."""
     results.measurements = [
         Measurement(name, part, "rawstream", 0, values={column.key: 1.0 for column in scenario.columns})
         for name, scenario in all_scenarios().items()
         for part in scenario.parts("full")
     ]
-    assert len(report.readme(results).splitlines()) <= 40
+    assert len(report.readme(results).splitlines()) <= 50
 
 
 def test_rounds_are_interleaved_and_every_other_one_is_reversed() -> None:

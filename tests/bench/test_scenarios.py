@@ -15,7 +15,7 @@ from bench.scenarios import all_scenarios
 from bench.scenarios.base import Bench
 from bench.serving import chat_request
 from tests.bench.conftest import MeasureOnce
-from tests.bench.planted import planted_peer
+from tests.bench.planted import behind_nginx, planted_peer
 from tests.support.tools import missing
 
 PEERS = all_peers()
@@ -54,6 +54,19 @@ TLS_CASES = [
     ("tls_paced", "steady", "nginx-tls", "us_per_token"),
 ]
 
+HTTP2_CASES = [
+    ("one", "rawstream", "fairness"),
+    ("one", "hypercorn-starlette", "fairness"),
+    ("one", "nginx-http2", "front_us_per_token"),
+    ("one_tls", "rawstream-tls", "fairness"),
+    ("one_tls", "go-http2", "fairness"),
+    *(
+        (part, peer, "cancel_p50_ms")
+        for part in ("reset", "lost")
+        for peer in ("rawstream", "rawstream-tls", "hypercorn-starlette", "nginx-http2", "go-http2")
+    ),
+]
+
 
 @pytest.mark.parametrize(("scenario", "part", "peer", "key"), CASES, ids=str)
 def test_a_scenario_has_a_figure(measure_once: MeasureOnce, scenario: str, part: str, peer: str, key: str) -> None:
@@ -80,6 +93,35 @@ def test_a_scenario_over_tls_has_a_figure(
     assert key in found.values
     if scenario == "handshakes":
         assert found.values["resumed"] > 0.95 if part == "resumed" else found.values["resumed"] == 0
+
+
+@pytest.mark.parametrize(("part", "peer", "key"), HTTP2_CASES, ids=str)
+def test_many_streams_on_a_connection_have_a_figure(
+    measure_once: MeasureOnce, tmp_path: Path, part: str, peer: str, key: str
+) -> None:
+    """Each peer that is installed streams a hundred at a time, and closes the sources that were given up alone."""
+    if reason := PEERS[peer].missing(make_context(1, tmp_path)):
+        missing(reason)
+    found = measure_once("multiplexed", part, PEERS[peer])
+    assert found.failure is None, found.failure
+    assert key in found.values
+    if part in ("reset", "lost"):
+        assert found.values["never"] == 0
+    else:
+        assert found.values["complete"] == 1
+
+
+def test_a_planted_slow_canceller_is_reported_as_slow_over_http_2_too(
+    measure_once: MeasureOnce, tmp_path: Path
+) -> None:
+    """Its source closes 60 ms after nginx has closed the connection of a stream that was reset."""
+    slow = behind_nginx("slow-cancel")
+    if reason := slow.missing(make_context(1, tmp_path)):
+        missing(reason)
+    found = measure_once("multiplexed", "reset", slow)
+    assert found.failure is None, found.failure
+    assert found.values["cancel_p50_ms"] > 55, found
+    assert found.values["never"] == 0
 
 
 def test_everything_on_is_on(bench: Bench, tmp_path: Path) -> None:

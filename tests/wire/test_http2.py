@@ -241,6 +241,17 @@ def test_padding_is_given_back_though_nobody_reads_it() -> None:
     assert {stream for kind, _, stream, _ in peer.said() if kind == WINDOW_UPDATE} == {0, 1}
 
 
+def test_padding_of_a_stream_that_is_given_up_in_the_same_bytes_breaks_nothing() -> None:
+    """h2 has closed the stream by the time its padding is counted; the others on the connection do not notice."""
+    peer = Peer()
+    peer.began(1, POST, end=False)
+    padded = frame(DATA, PADDED, 1, b"\xff" + b"a" * 64 + bytes(255))
+    happened = peer.hear(padded * 70 + frame(RST_STREAM, 0, 1, struct.pack(">L", 8)))
+    assert happened[-1] == Reset(1)
+    assert len(happened) == 71
+    peer.began(3)
+
+
 @pytest.mark.parametrize("size", [4, 6])
 def test_a_body_of_another_length_than_announced_ends_the_connection(size: int) -> None:
     """h2 knows no smaller way; RFC 9113 §5.4 leaves it to us."""

@@ -1,4 +1,5 @@
-// The Go peers, standard library only: `server HOST PORT` (net/http) and `gateway HOST PORT URL` (httputil).
+// The Go peers, standard library only: `server HOST PORT` and `tls HOST PORT CERTIFICATE KEY` (net/http, the latter with
+// HTTP/2 by ALPN), `gateway HOST PORT URL` (httputil).
 package main
 
 import (
@@ -83,7 +84,7 @@ func main() {
 	openEvents()
 	role, address := os.Args[1], os.Args[2]+":"+os.Args[3]
 	mux := http.NewServeMux()
-	if role == "server" {
+	if role != "gateway" {
 		mux.HandleFunc("/chat", chat)
 		mux.HandleFunc("/stats", stats)
 	} else {
@@ -98,6 +99,10 @@ func main() {
 		proxy.Transport = transport
 		proxy.ErrorLog = log.New(io.Discard, "", 0)
 		mux.Handle("/", proxy)
+	}
+	if role == "tls" {
+		server := &http.Server{Addr: address, Handler: mux, ErrorLog: log.New(io.Discard, "", 0)}
+		log.Fatal(server.ListenAndServeTLS(os.Args[4], os.Args[5]))
 	}
 	log.Fatal(http.ListenAndServe(address, mux))
 }
