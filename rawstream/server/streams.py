@@ -203,6 +203,9 @@ class Streams:
                 error = SourceFailed(f"the source failed: {type(failure).__name__}", detail=told)
             connection.stream_ends()
             if error is not None:
+                if isinstance(error, ClientError):
+                    # A connection may have been lost with a hundred streams: first all of their sources are closed.
+                    await asyncio.sleep(0)
                 await self._tell(stream, dialect, error)
             aborted = False
         finally:
