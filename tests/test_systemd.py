@@ -187,7 +187,7 @@ def handing(monkeypatch: pytest.MonkeyPatch, family: str, address: object, *, ki
     listen = "listener.listen()" if kind == "SOCK_STREAM" else ""
     script = HANDING.format(family=family, address=address, kind=kind, listen=listen)
     own = command()
-    monkeypatch.setattr("tests.support.server.command", lambda: [own[0], "-c", script, *own])
+    monkeypatch.setattr("tests.support.program.command", lambda: [own[0], "-c", script, *own])
 
 
 def test_a_server_serves_on_the_socket_that_systemd_opened(monkeypatch: pytest.MonkeyPatch) -> None:

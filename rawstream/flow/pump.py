@@ -289,7 +289,8 @@ class Delivery:
         meter.tokens += tokens
         try:
             self._may = may - size if self.put_nowait(frames, monotonic()) else 0
-        except RawstreamError:
+        except Exception:
+            # Whatever it is, it is this stream's trouble, which meets it itself, and not of whoever has the frames.
             meter.tokens -= tokens
             return False
         return True

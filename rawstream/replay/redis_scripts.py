@@ -59,15 +59,14 @@ for i, batch in ipairs(cmsgpack.unpack(ARGV[1])) do
     well = false
     answer[i] = said and -1 or 0
   else
-    local function add(id, at, ...)
-      local went = redis.pcall('XADD', log, 'MINID', '~', oldest, id, 's', at, ...)
+    if data ~= '' then
+      local went = redis.pcall('XADD', log, 'MINID', '~', oldest, events .. '-0', 's', start, 'd', data)
       if type(went) == 'table' and went.err and not string.find(went.err, 'equal or smaller') then
-        redis.call('XADD', log, id, 's', at, ...)
+        redis.call('XADD', log, events .. '-0', 's', start, 'd', data)
       end
     end
-    if data ~= '' then add(events .. '-0', start, 'd', data) end
     if ended ~= '' then
-      add(events .. '-1', start + #data, 'e', ended)
+      redis.pcall('XADD', log, events .. '-1', 's', start + #data, 'e', ended)
       redis.call('HSET', about, 'state', 'ended')
     end
     if ttl > 0 then

@@ -174,8 +174,10 @@ class LogStream:
         if news is None or news.done():
             return  # it runs, or is about to: it finds them in the log
         generation, passing = self._generation, self.passing
-        if passing is not None and not generation.log.ended and passing(frames, events, generation.came_at):
-            self.position += len(frames)
+        log, after = generation.log, self.position + len(frames)
+        # What begins later than where it is was lost on the way: it must be told that, and is woken for it.
+        if passing is not None and after == log.end and not log.ended and passing(frames, events, generation.came_at):
+            self.position = after
             self._passed = True
         else:
             generation.has_more(self)

@@ -9,9 +9,8 @@ Rule 3: a question is small, and answered without waiting. Reading a stream on i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -48,22 +47,38 @@ class Reply(msgspec.Struct, frozen=True):
     """Of an error, whose message ``body`` is; '': it is none."""
 
 
+Elsewhere: TypeAlias = Callable[[Question], Awaitable[Reply | None]]
+"""Answers in another process; None: there is no such stream."""
 Answer: TypeAlias = Callable[[Question], Reply]
 """Answers here. Raises BadRequest, with code ``no_such_stream`` when there is no such stream."""
 
 
-async def answer_anywhere(exchange: Exchange, what: str, answer: Answer, siblings: Neighbours | None) -> Reply:
-    """What is asked of the stream in the path: answered here, or by the sibling that has it. Raises RawstreamError."""
+async def answer_anywhere(
+    exchange: Exchange, what: str, answer: Answer, at_its_owner: Elsewhere | None, siblings: Neighbours | None
+) -> Reply:
+    """What is asked of the stream in the path: answered here, or by its owner in Redis (which knows of what can be
+    resumed, and answers sooner than a sibling that is hung), or by the sibling that has it. Raises RawstreamError.
+    """
     user = None if exchange.user is None else exchange.user.name
     question = Question(what, exchange.param("id"), user, exchange.content)
+    reply: Reply | None = None
     try:
         return answer(question)
     except BadRequest as missing:
-        if missing.code != "no_such_stream" or siblings is None:
+        if missing.code != "no_such_stream":
             raise
+        nowhere: RawstreamError = missing
+    if at_its_owner is not None:
+        try:
+            reply = await at_its_owner(question)
+        except RawstreamError as gone:
+            if gone.status != 503:
+                raise
+            nowhere = gone  # Redis is
+    if reply is None and siblings is not None:
         reply = await siblings.ask(question)
-        if reply is None:
-            raise
+    if reply is None:
+        raise nowhere
     if reply.code:
         raise BadRequest(reply.body.decode(), status=reply.status, code=reply.code)
     return reply
@@ -97,14 +112,17 @@ class Neighbours:
         except OSError:
             return None  # the supervisor is gone, and the directory with it
         asking = [asyncio.ensure_future(_ask(self._directory / name, question)) for name in names]
+        error: Reply | None = None
         try:
             for done in asyncio.as_completed(asking):
-                if (reply := await done) is not None:
+                reply = await done
+                if reply is not None and not reply.code:
                     return reply
+                error = error or reply  # of one that only reads it, perhaps
         finally:
             for one in asking:
                 one.cancel()
-        return None
+        return error
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -145,5 +163,4 @@ async def _ask(path: Path, question: Question) -> Reply | None:
         return None
     finally:
         if writer is not None:
-            with contextlib.suppress(OSError):
-                writer.close()
+            writer.transport.abort()  # close() would wait for a sibling that is hung

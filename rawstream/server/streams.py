@@ -46,7 +46,7 @@ from rawstream.server.exchange import Exchange
 from rawstream.server.generation import Generation
 from rawstream.server.generations import Generations
 from rawstream.server.ids import random_id
-from rawstream.server.log_stream import LogStream, Readable
+from rawstream.server.log_stream import Abandoned, LogStream, Readable
 from rawstream.server.neighbours import Neighbours
 from rawstream.server.remote_sharing import MovesOn, Sharing
 from rawstream.server.spending import Spending, Tab
@@ -321,7 +321,7 @@ class Streams:
         if generation is not None and generation.outcome is not None:
             if error is None:
                 outcome = generation.outcome  # stopped, or out of budget: the answer's end said so
-            if error is None or error is generation.log.failure:
+            if error is None or error is generation.log.failure or isinstance(error, Abandoned):
                 generation.seen = True
                 if self.sharing is not None:
                     self.sharing.saw(generation)

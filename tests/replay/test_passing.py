@@ -16,7 +16,7 @@ from rawstream.flow.interrupt import Interruption
 from rawstream.flow.meter import Meter
 from rawstream.flow.pump import Delivery, produce
 from rawstream.model import Request, SourceItem
-from rawstream.replay.log import FellBehind
+from rawstream.replay.log import FellBehind, Log
 from rawstream.server.generation import Generation
 from rawstream.server.generations import Generations
 from rawstream.server.leaving import OnDisconnect
@@ -140,6 +140,20 @@ async def test_one_that_is_interrupted_between_two_tokens_writes_nothing_more(wh
     assert isinstance(await asyncio.wait_for(reader.task, 10), StreamStopped)
     assert len(reader.response.body) == written
     assert reader.log.position == written
+    await bench.generations.close(1.0)
+
+
+async def test_what_begins_later_than_where_the_reader_is_is_not_passed_on() -> None:
+    """A copy whose beginning was lost on the way: the reader is told, and not given what comes after the gap."""
+    bench = Bench(count=0, size=20, pause=0)
+    generation = bench.generation
+    generation.log = log = Log(1 << 20)
+    reader = Reader(generation, 0, 1 << 20)
+    await turns()
+    log.begin_at(5000, 100)
+    log.append(b"later\n\n")
+    assert isinstance(await asyncio.wait_for(reader.task, 10), FellBehind)
+    assert reader.response.body == b""
     await bench.generations.close(1.0)
 
 

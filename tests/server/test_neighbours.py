@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from rawstream.errors import BadRequest
 from rawstream.limits.users import new_key
 from rawstream.server.neighbours import Neighbours, Question, Reply
+from tests.support.flow import turns
 from tests.support.raw import Client, chat, get, post
 from tests.support.server import ServerProcess
 
@@ -86,3 +91,35 @@ async def test_a_neighbour_that_is_hung_or_speaks_nonsense_has_no_stream(tmp_pat
     await one.aclose()
     server.close()
     assert await Neighbours(tmp_path / "gone", 1, {}).ask(Question("state", "x", None)) is None
+
+
+async def test_a_hung_neighbour_costs_the_asker_nothing_that_lasts(tmp_path: Path) -> None:
+    """A question larger than what the kernel holds for a sibling that does not read: dropped at the deadline."""
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(str(tmp_path / "2.ask"))
+        hung.listen(16)
+        one = Neighbours(tmp_path, 1, {})
+        before = len(os.listdir("/proc/self/fd"))
+        assert await one.ask(Question("signal", "x", None, bytes(1 << 20))) is None
+        await turns()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_an_answer_is_preferred_to_an_error(tmp_path: Path) -> None:
+    """Who only reads a stream may refuse what the one that has it takes."""
+
+    def refuses(question: Question) -> Reply:
+        raise BadRequest("not here", status=409, code="no_credit")
+
+    def late(question: Question) -> Reply:
+        time.sleep(0.05)
+        return Reply(204)
+
+    others = [Neighbours(tmp_path, 2, {"credit": refuses}), Neighbours(tmp_path, 3, {"credit": late})]
+    one = Neighbours(tmp_path, 1, {})
+    for other in others:
+        await other.start()
+    assert await one.ask(Question("credit", "x", None)) == Reply(204)
+    await others[1].aclose()
+    assert await one.ask(Question("credit", "x", None)) == Reply(409, b"not here", "no_credit")
+    await others[0].aclose()

@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from rawstream.server.remote_hub import BEAT, LEASE
 from tests.support import raw
+from tests.support.program import ROOT
 from tests.support.redis import RedisServer
 from tests.support.resuming import Answer, ask, hang_up
 from tests.support.server import ServerProcess
@@ -154,12 +156,11 @@ async def test_a_key_that_two_processes_get_at_once_begins_one_answer(fleet: Fle
 async def test_a_chat_that_was_away_at_the_end_gets_it_anywhere_and_once(fleet: Fleet) -> None:
     """The page comes back after the answer's end, to another process: it gets all of it. After that nobody does."""
     here, there = fleet.grow(2)
-    messages = [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "a"}]}]
     mock = {"tokens": 30, "tokens_per_second": 50}
     whole = "".join(await (await ask(there.port, "/chat", {"prompt": "a", "mock": mock})).tokens())
     for number, (first, second) in enumerate(((there, here), (here, there))):
         chat = f"chat-{number}"
-        answer = await ask(here.port, "/api/chat", {"id": chat, "messages": messages, "mock": mock})
+        answer = await ask(here.port, "/api/chat", {"id": chat, "messages": MESSAGES, "mock": mock})
         await answer.events(3)
         answer.cut()
         await asyncio.to_thread(fleet.running_nothing)  # while it waits our loop closes the connection
@@ -176,6 +177,56 @@ async def test_a_chat_that_was_away_at_the_end_gets_it_anywhere_and_once(fleet: 
             async with asyncio.timeout(10):
                 while not await gone():
                     pass
+
+
+MESSAGES = [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "a"}]}]
+
+
+async def test_a_chat_that_ended_before_its_first_word_is_nothing_to_come_back_to(fleet: Fleet) -> None:
+    servers = fleet.grow(2, "--resume-grace", "0.2")
+    mock = {"first_token_seconds": 60}
+    answer = await ask(servers[0].port, "/api/chat", {"id": "c", "messages": MESSAGES, "mock": mock}, head=False)
+    await asyncio.to_thread(eventually, lambda: fleet.generations("running") == 1)
+    answer.cut()
+    await asyncio.to_thread(fleet.running_nothing)
+    for server in servers:
+        async with await ask(server.port, "/api/chat/c/stream") as reply:
+            assert reply.status == 204
+
+
+async def test_a_failure_before_the_first_word_reaches_readers_elsewhere(fleet: Fleet) -> None:
+    here, there = fleet.grow(2)
+    mock = {"first_token_seconds": 2, "fail_after": 0}
+    async with await ask(here.port, "/api/chat", {"id": "c", "messages": MESSAGES, "mock": mock}, head=False) as own:
+        await asyncio.to_thread(eventually, lambda: fleet.generations("running") == 1)
+        async with await ask(there.port, "/api/chat/c/stream", head=False) as other:
+            assert (await own.head()).status == (await other.head()).status == 500
+
+
+async def test_a_signal_reaches_the_owner_though_who_sends_it_reads_elsewhere(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "listening.py").write_text(LISTENING)
+    with ExitStack() as stack:
+        path = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+        flags = ("--redis", fleet.redis.url, "--source", "listening:tokens")
+        here, there = (stack.enter_context(ServerProcess(*flags, env=path)) for _ in range(2))
+        async with await begin(here) as first:
+            assert await first.tokens(1) == ["ready"]
+            last = {"Last-Event-ID": f"{first.stream}.1"}
+            async with await ask(there.port, "/stream?prompt=x", headers=last, head=False) as reader:
+                await asyncio.to_thread(eventually, lambda: there.debug()["totals"]["streams"] == 1)
+                said = await asyncio.to_thread(there.ask, raw.post(f"/streams/{first.stream}/signal", "hello"))
+                assert said.status == 202
+                await reader.head()
+                assert await reader.tokens() == ["hello"]
+
+
+LISTENING = """
+async def tokens(request):
+    yield "ready"
+    async for signal in request.signals:
+        yield signal
+        return
+"""
 
 
 async def test_a_stop_at_another_process_ends_it_within_milliseconds(fleet: Fleet, record_property: Record) -> None:

@@ -6,7 +6,7 @@ Rule 2: totals, not increments: a request that comes twice, or late, changes not
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -17,6 +17,9 @@ from rawstream.server.neighbours import Question, Reply, answer_anywhere
 from rawstream.server.router import Router
 from rawstream.server.stream import Stream
 from rawstream.server.streams import Streams
+
+MOST_BYTES: Final = 4 * 1024
+"""Of the body, which is one number."""
 
 
 class Consumed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,11 +36,11 @@ class CreditEndpoints:
         self.streams = streams
 
     def register(self, router: Router) -> None:
-        router.add("POST", "/streams/{id}/credit", self.credit, json=True)
+        router.add("POST", "/streams/{id}/credit", self.credit, json=True, most=MOST_BYTES)
 
     async def credit(self, exchange: Exchange) -> None:
         """204: noted. 404: the stream does not run (any more); 409: it was not asked for with ``?credit=N``."""
-        await answer_anywhere(exchange, "credit", self.credit_here, self.streams.neighbours)
+        await answer_anywhere(exchange, "credit", self.credit_here, None, self.streams.neighbours)
         await exchange.respond(204, ())
 
     def credit_here(self, asked: Question) -> Reply:

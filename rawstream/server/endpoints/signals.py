@@ -11,10 +11,12 @@ from typing import Final
 
 from rawstream.errors import BadRequest
 from rawstream.flow.signals import MOST_UNREAD, leave
-from rawstream.server.endpoints.streams import own_stream
+from rawstream.server.endpoints.streams import nothing_of_that_id, own_stream
 from rawstream.server.exchange import Exchange
 from rawstream.server.neighbours import Question, Reply, answer_anywhere
+from rawstream.server.remote import RemoteGeneration
 from rawstream.server.router import Router
+from rawstream.server.stream import Stream
 from rawstream.server.streams import Streams
 from rawstream.wire.json_body import decode_value
 
@@ -37,29 +39,29 @@ class SignalEndpoints:
         """
         value = decode_value(exchange.content)
         streams = self.streams
-        try:
-            reply = await answer_anywhere(exchange, "signal", self.signal_here, streams.neighbours)
-        except BadRequest as missing:
-            sharing, stream_id = streams.sharing, exchange.param("id")
-            user = None if exchange.user is None else exchange.user.name
-            if (
-                missing.code != "no_such_stream"
-                or sharing is None
-                or streams.generations.find(stream_id, user) is not None
-            ):
-                raise
-            reply = _told(await sharing.signal(stream_id, user, value) or "ended")
+
+        async def at_its_owner(asked: Question) -> Reply | None:
+            sharing = streams.sharing
+            if sharing is None or streams.generations.find(asked.stream, asked.user) is not None:
+                return None
+            said = await sharing.signal(asked.stream, asked.user, value)
+            return None if said is None else _told(said)
+
+        reply = await answer_anywhere(exchange, "signal", self.signal_here, at_its_owner, streams.neighbours)
         await exchange.respond_json(reply.body, reply.status)
 
     def signal_here(self, asked: Question) -> Reply:
         """Leave it for its source."""
-        return _told(leave(own_stream(self.streams, asked).mailbox, decode_value(asked.content)))
+        stream = own_stream(self.streams, asked)
+        if isinstance(stream, Stream) and isinstance(stream.generation, RemoteGeneration):
+            raise nothing_of_that_id()  # it is only read here
+        return _told(leave(stream.mailbox, decode_value(asked.content)))
 
 
 def _told(said: str) -> Reply:
     """What became of a signal. Raises BadRequest."""
     if said == "ended":
-        raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
+        raise nothing_of_that_id()
     if said == "none":
         raise BadRequest("this stream's source takes no signals", status=409, code="no_signals")
     if said == "full":

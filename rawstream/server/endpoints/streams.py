@@ -25,8 +25,13 @@ def own_stream(streams: Streams, asked: Question) -> Stream | Generation:
     """
     stream = streams.find(asked.stream) or streams.generations.running_one(asked.stream)
     if stream is None or stream.user != asked.user:
-        raise BadRequest("no stream with this id is running", status=404, code="no_such_stream")
+        raise nothing_of_that_id()
     return stream
+
+
+def nothing_of_that_id() -> BadRequest:
+    """404."""
+    return BadRequest("no stream with this id is running", status=404, code="no_such_stream")
 
 
 class StreamEndpoints:
@@ -41,7 +46,7 @@ class StreamEndpoints:
 
     async def stream(self, exchange: Exchange) -> None:
         """One stream's state, for whoever has its (secret) id."""
-        reply = await answer_anywhere(exchange, "state", self.state_here, self.streams.neighbours)
+        reply = await answer_anywhere(exchange, "state", self.state_here, None, self.streams.neighbours)
         await exchange.respond_json(reply.body, reply.status)
 
     def state_here(self, asked: Question) -> Reply:
@@ -50,14 +55,13 @@ class StreamEndpoints:
 
     async def stop(self, exchange: Exchange) -> None:
         """Stop a stream for everybody. 202: it is being stopped; 404: it does not run (any more)."""
-        streams, sharing, stream_id = self.streams, self.streams.sharing, exchange.param("id")
-        try:
-            reply = await answer_anywhere(exchange, "stop", self.stop_here, streams.neighbours)
-        except BadRequest:
-            user = None if exchange.user is None else exchange.user.name
-            if sharing is None or not await sharing.stop(stream_id, user):
-                raise
-            reply = STOPPING
+
+        async def at_its_owner(asked: Question) -> Reply | None:
+            sharing = self.streams.sharing
+            stopped = sharing is not None and await sharing.stop(asked.stream, asked.user)
+            return STOPPING if stopped else None
+
+        reply = await answer_anywhere(exchange, "stop", self.stop_here, at_its_owner, self.streams.neighbours)
         await exchange.respond_json(reply.body, reply.status)
 
     def stop_here(self, asked: Question) -> Reply:

@@ -68,7 +68,8 @@ class UIChatEndpoints:
         if _CHAT_ID.fullmatch(chat) is None:
             raise BadRequest("this is not the id of a chat")
         generation = await self.resuming.of_chat(exchange, chat)
-        if generation is None:
+        beginning = None if generation is None else await self.resuming.beginning(generation)
+        if generation is None or beginning is None or not (generation.running or generation.log.events):
             await exchange.respond(204, ())
             return
-        await self.resuming.read(exchange, generation, await self.resuming.beginning(generation), compact)
+        await self.resuming.read(exchange, generation, beginning, compact)
