@@ -21,6 +21,7 @@ WORKERS: Final = (1, 2, 4, 8, 16)
 CLIENTS: Final = 50
 READERS_EACH: Final = 4
 """Workers that one load generator can keep busy."""
+STARTED_WITHIN: Final = 20.0
 SECONDS: Final = {"full": 8.0, "short": 4.0, "toy": 0.5}
 MOCK: Final = {"tokens": None, "tokens_per_second": None, "batch": 1, "suspend": True}
 _PEERS: Final = ("rawstream", "uvicorn-starlette-httptools")
@@ -66,6 +67,7 @@ class Scaling(Scenario):
         env = {"RAWSTREAM_WORKERS": part, "WEB_CONCURRENCY": part}
         with contextlib.ExitStack() as running:
             server = running.enter_context(alike.server(peer, env=env))
+            _wait_until_idle(server)
             generators = [
                 running.enter_context(Generator(frozenset({core}), bench.expected, python=bench.python_generator))
                 for core in usable[::-1][:readers]
@@ -109,3 +111,13 @@ class Scaling(Scenario):
             "server_cpu": cpu / seconds,
             "generator_cpu": busiest,
         }
+
+
+def _wait_until_idle(server: Server) -> None:
+    """The port accepts as soon as one worker does: the others may still be starting, and would get no connection."""
+    until = time.monotonic() + STARTED_WITHIN
+    while time.monotonic() < until:
+        cpu = server.cpu()
+        time.sleep(0.5)
+        if server.cpu() - cpu < 0.02:
+            return
