@@ -203,8 +203,9 @@ class Streams:
                 error = SourceFailed(f"the source failed: {type(failure).__name__}", detail=told)
             connection.stream_ends()
             if error is not None:
-                if isinstance(error, ClientError):
-                    # A connection may have been lost with a hundred streams: first all of their sources are closed.
+                if isinstance(error, ClientError) and connection.sock is None:
+                    # Its connection was shared, and may have been lost with a hundred streams: all of their sources
+                    # are closed before the first is booked.
                     await asyncio.sleep(0)
                 await self._tell(stream, dialect, error)
             aborted = False

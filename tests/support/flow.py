@@ -490,6 +490,6 @@ async def serving(source: object, settings: Settings | None = None) -> AsyncIter
             server.hurry()
             await server.close(drain=0)
     app = server.app
-    assert len(app.streams) == 0
+    await until(lambda: not len(app.streams), "no stream is left")
     assert app.streams.admission.streams == 0
     await until(lambda: not app.connections, "no connection is left")
