@@ -101,6 +101,8 @@ def test_many_streams_on_a_connection_have_a_figure(
 ) -> None:
     """Each peer that is installed streams a hundred at a time, and closes the sources that were given up alone."""
     if reason := PEERS[peer].missing(make_context(1, tmp_path)):
+        if "bench peers" in reason:
+            pytest.skip(reason)  # it lives in the bench's own environment
         missing(reason)
     found = measure_once("multiplexed", part, PEERS[peer])
     assert found.failure is None, found.failure
