@@ -232,6 +232,12 @@ def mark_bottleneck(found: Measurement, generator_cpu: float) -> None:
         found.marks.append("generator-bound")
 
 
+def wait_until_streaming(generator: Generator, found: Measurement, within: float = 20.0) -> None:
+    """Wait until every stream has begun; mark the run when that takes longer (seconds)."""
+    if generator.streaming(within) is None:
+        found.marks.append(f"not every stream had its first token after {within:g} s")
+
+
 def ended(group: Mapping[str, Any]) -> int:
     """How many of a group's answers have come to an end, good or bad."""
     return sum(int(group[key]) for key in ("completed", "cut", "wrong", "bad_status", "failed"))

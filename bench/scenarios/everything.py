@@ -13,7 +13,17 @@ from typing import Final
 from bench.peers import Peer
 from bench.programs import Generator
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, lasting, window
+from bench.scenarios.base import (
+    Bench,
+    Column,
+    Goal,
+    Scale,
+    Scenario,
+    check_answers,
+    lasting,
+    wait_until_streaming,
+    window,
+)
 from bench.scenarios.gateway import ALONE, PACED, RATE, SECONDS, first, relay
 from bench.serving import Server, chat_request, completion_request
 
@@ -167,8 +177,7 @@ class Everything(Scenario):
             rate=RATE,
         )
         generator.run()
-        if generator.streaming(20) is None:
-            found.marks.append("not every stream had its first token after 20 s")
+        wait_until_streaming(generator, found)
         time.sleep(0.3)
         generator.reset()
         seen = window(server, generator, bench.lasting(SECONDS), found)

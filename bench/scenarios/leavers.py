@@ -10,7 +10,7 @@ from typing import Final
 from bench.host import undisturbed
 from bench.peers import Peer
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers
+from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, wait_until_streaming
 from bench.serving import Event, Server, chat_request
 from bench.trend import quantile
 
@@ -72,8 +72,7 @@ class Leavers(Scenario):
                 "leavers", count=count, mode="fast", port=server.port, request=request, ramp_ms=1000 * count / 500
             )
             generator.run()
-            if generator.streaming(20) is None:
-                found.marks.append("not every stream had its first token after 20 s")
+            wait_until_streaming(generator, found)
             time.sleep(0.1)
             with undisturbed(*server.tree(), generator.pid) as allowed:
                 generator.leave("leavers", every_ms=LEAVE_EVERY_MS)

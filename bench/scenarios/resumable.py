@@ -12,7 +12,17 @@ from typing import Any, Final
 from bench.peers import Peer
 from bench.redis import Redis
 from bench.results import Measurement
-from bench.scenarios.base import Bench, Column, Goal, Scale, Scenario, check_answers, lasting, window
+from bench.scenarios.base import (
+    Bench,
+    Column,
+    Goal,
+    Scale,
+    Scenario,
+    check_answers,
+    lasting,
+    wait_until_streaming,
+    window,
+)
 from bench.serving import post
 
 RATE: Final = 50
@@ -97,8 +107,7 @@ class Resumable(Scenario):
                 rate=RATE,
             )
             generator.run()
-            if generator.streaming(ramp + 20) is None:
-                found.marks.append("not every stream had its first token after 20 s")
+            wait_until_streaming(generator, found, ramp + 20)
             time.sleep(0.5)
             generator.reset()
             before, began = None if redis is None else redis.counted(), time.monotonic()

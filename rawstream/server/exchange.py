@@ -211,6 +211,11 @@ class Exchange:
         self._frame = frame_chunk if codec.framing == "chunked" else codec.frame
 
     @property
+    def user_name(self) -> str | None:
+        """Who asks; None where no users are configured."""
+        return None if self.user is None else self.user.name
+
+    @property
     def room(self) -> int:
         return self._connection.room
 

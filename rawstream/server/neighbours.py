@@ -59,8 +59,7 @@ async def answer_anywhere(
     """What is asked of the stream in the path: answered here, or by its owner in Redis (which knows of what can be
     resumed, and answers sooner than a sibling that is hung), or by the sibling that has it. Raises RawstreamError.
     """
-    user = None if exchange.user is None else exchange.user.name
-    question = Question(what, exchange.param("id"), user, exchange.content)
+    question = Question(what, exchange.param("id"), exchange.user_name, exchange.content)
     reply: Reply | None = None
     try:
         return answer(question)

@@ -85,7 +85,7 @@ class Resuming:
         asked: Asked,
     ) -> None:
         streams, generations = self.streams, self.generations
-        key = None if asked.key is None else (_name(exchange), exchange.path, asked.key)
+        key = None if asked.key is None else (exchange.user_name, exchange.path, asked.key)
         body = exchange.content or exchange.head.query.encode()
         async with generations.one_at_a_time(key):
             known: Readable | None = None if key is None else generations.of_key(key, body)
@@ -186,7 +186,7 @@ class Resuming:
 
     async def of_chat(self, exchange: Exchange, chat: str) -> Readable | None:
         """The latest answer in a chat that is not over, or that nobody saw the end of; wherever it is made."""
-        user, sharing = _name(exchange), self.streams.sharing
+        user, sharing = exchange.user_name, self.streams.sharing
         here = self.generations.of_chat(chat, user)
         if here is not None or sharing is None:
             return here
@@ -242,7 +242,7 @@ class Resuming:
         event = EventId.parse(last_event_id)
         if event is None:
             return False
-        user, sharing = _name(exchange), self.streams.sharing
+        user, sharing = exchange.user_name, self.streams.sharing
         if event.number is not None and sharing is not None and self.generations.find(event.stream, user) is None:
             await self.read(exchange, *await sharing.after(event.stream, event.number, user))
             return True
@@ -280,7 +280,3 @@ def record_of(generation: Generation) -> StreamRecord:
         user=generation.user,
         detail=None if error is None else error.detail or str(error),
     )
-
-
-def _name(exchange: Exchange) -> str | None:
-    return None if exchange.user is None else exchange.user.name

@@ -68,8 +68,9 @@ class UIChatEndpoints:
         if _CHAT_ID.fullmatch(chat) is None:
             raise BadRequest("this is not the id of a chat")
         generation = await self.resuming.of_chat(exchange, chat)
-        beginning = None if generation is None else await self.resuming.beginning(generation)
-        if generation is None or beginning is None or not (generation.running or generation.log.events):
-            await exchange.respond(204, ())
-            return
-        await self.resuming.read(exchange, generation, beginning, compact)
+        if generation is not None:
+            beginning = await self.resuming.beginning(generation)
+            if generation.running or generation.log.events:
+                await self.resuming.read(exchange, generation, beginning, compact)
+                return
+        await exchange.respond(204, ())
